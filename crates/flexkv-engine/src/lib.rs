@@ -1,0 +1,1 @@
+//! Engine adapter: the local protocol between engine processes and the node.

@@ -1,0 +1,1 @@
+//! Host-memory tier: one shared-memory arena of fixed slots with generations.

@@ -1,0 +1,1 @@
+//! The global index: snapshot, prefix match, delta log, publisher and follower, residency.

@@ -1,0 +1,1 @@
+//! The cache node: match, fetch, store, evict, publish, serve.

@@ -1,0 +1,1 @@
+//! MetadataStore on Redis or Valkey.

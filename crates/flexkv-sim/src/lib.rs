@@ -1,0 +1,1 @@
+//! Seeded simulation of a cluster: simulated ports, faults and checkers.

@@ -1,0 +1,1 @@
+//! Block transport over TCP.

@@ -1,0 +1,1 @@
+//! The flexkv command: demo, node, replay and bench.

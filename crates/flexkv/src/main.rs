@@ -1,0 +1,2 @@
+//! The `flexkv` command.
+fn main() {}

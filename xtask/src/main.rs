@@ -1,0 +1,2 @@
+//! Builds, checks and integration runs of the workspace.
+fn main() {}
