@@ -15,6 +15,8 @@
 //! ```
 //! Knows nothing of where a frame is sent or stored.
 
+use std::hash::Hasher as _;
+
 use thiserror::Error;
 use twox_hash::XxHash3_64;
 
@@ -38,6 +40,33 @@ impl Checksum {
     /// The checksum of `payload`.
     pub fn of(payload: &[u8]) -> Self {
         Self(XxHash3_64::oneshot(payload))
+    }
+
+    /// A checksum to be fed piece by piece; the pieces' borders do not matter.
+    pub fn stream() -> ChecksumStream {
+        ChecksumStream(XxHash3_64::new())
+    }
+}
+
+/// A checksum being computed, see [`Checksum::stream`].
+#[derive(Clone)]
+pub struct ChecksumStream(XxHash3_64);
+
+impl ChecksumStream {
+    /// Feeds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// The checksum of all bytes fed.
+    pub fn finish(&self) -> Checksum {
+        Checksum(self.0.finish())
+    }
+}
+
+impl std::fmt::Debug for ChecksumStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChecksumStream(..)")
     }
 }
 

@@ -75,7 +75,7 @@ impl std::str::FromStr for NamespaceId {
     type Err = NamespaceError;
 
     fn from_str(text: &str) -> Result<Self, NamespaceError> {
-        if text.len() != 32 {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(NamespaceError::BadId {
                 text: text.to_owned(),
             });

@@ -72,6 +72,18 @@ fn well_summed_nonsense_is_refused() {
 
 proptest! {
     #[test]
+    fn a_checksum_does_not_depend_on_the_pieces(
+        bytes in prop::collection::vec(any::<u8>(), 0..3000),
+        cut in 0usize..3000,
+    ) {
+        let cut = cut.min(bytes.len());
+        let mut stream = Checksum::stream();
+        stream.update(&bytes[..cut]);
+        stream.update(&bytes[cut..]);
+        prop_assert_eq!(stream.finish(), Checksum::of(&bytes));
+    }
+
+    #[test]
     fn headers_round_trip(key: u128, slot: u32, generation in 1..Generation::MAX, length in 0..(1u32 << 30), sum: u64) {
         let generation = Generation::new(generation).expect("in range");
         let header = FrameHeader {

@@ -115,9 +115,8 @@ fn ids_read_back() {
     assert_eq!(id.to_string().parse(), Ok(id));
     assert!("xyz".parse::<NamespaceId>().is_err());
     assert!(
-        "+0000000000000000000000000000000"
+        format!("+{}", "0".repeat(31))
             .parse::<NamespaceId>()
             .is_err()
-            || "+0000000000000000000000000000000".len() != 32
     );
 }
