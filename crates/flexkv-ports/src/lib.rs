@@ -1,1 +1,21 @@
-//! The traits at the seams, their in-memory implementations, decorators and conformance suites.
+//! The seams: the traits through which the node reaches memory, metadata store, peers and engines.
+//!
+//! Each trait has here its value types, an in-memory implementation, decorators that make it
+//! faulty or slow, and one conformance suite that every implementation runs.
+//!
+//! This crate knows nothing of Redis, sockets, disks or how the node decides anything.
+
+mod cache;
+mod memory;
+mod metadata;
+mod tier;
+mod transport;
+
+pub use cache::{
+    BlockView, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, StoreGrant, Ticket,
+};
+pub use futures_util::future::BoxFuture;
+pub use memory::{Memory, MemorySlice};
+pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
+pub use tier::{BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot};
+pub use transport::{FetchOutcome, Fetched, Transport, Want};

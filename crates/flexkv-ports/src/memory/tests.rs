@@ -1,0 +1,1 @@
+//! Copies in and out of shared memory, and its borders.
