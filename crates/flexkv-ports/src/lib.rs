@@ -6,6 +6,7 @@
 //! This crate knows nothing of Redis, sockets, disks or how the node decides anything.
 
 mod cache;
+mod heap;
 mod memory;
 mod metadata;
 mod tier;
@@ -15,6 +16,7 @@ pub use cache::{
     BlockView, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, StoreGrant, Ticket,
 };
 pub use futures_util::future::BoxFuture;
+pub use heap::{HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
 pub use memory::{Memory, MemorySlice};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use tier::{BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot};

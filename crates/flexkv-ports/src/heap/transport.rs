@@ -1,0 +1,133 @@
+//! A transport between tiers of one process: a hub maps endpoint names to tiers, a fetch copies.
+//!
+//! Verification is the same as a real transport's, so corrupted bytes at the owner are found.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flexkv_block::Checksum;
+use futures_util::future::BoxFuture;
+
+use crate::{BlockTier, FetchOutcome, Fetched, ReadSlot, Transport, Want, WriteSlot};
+
+/// Scheme of the hub's endpoints.
+const SCHEME: &str = "mem";
+/// Bytes copied and hashed at a time, so that hashing finds them in cache.
+const PIECE: usize = 4096;
+
+/// The endpoints of one process. Clones are the same hub.
+#[derive(Clone, Default)]
+pub struct HeapHub {
+    peers: Arc<Mutex<BTreeMap<String, Arc<dyn BlockTier>>>>,
+}
+
+impl HeapHub {
+    /// A hub without peers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The endpoint of the peer called `name`.
+    pub fn endpoint(name: &str) -> String {
+        format!("{SCHEME}://{name}")
+    }
+
+    /// Makes `tier` readable at the returned endpoint, in place of any tier that was there.
+    pub fn register(&self, name: &str, tier: Arc<dyn BlockTier>) -> String {
+        let endpoint = Self::endpoint(name);
+        self.peers().insert(endpoint.clone(), tier);
+        endpoint
+    }
+
+    /// Makes the peer called `name` unreachable; false if it was so already.
+    pub fn unregister(&self, name: &str) -> bool {
+        self.peers().remove(&Self::endpoint(name)).is_some()
+    }
+
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<dyn BlockTier>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peer(&self, endpoint: &str) -> Option<Arc<dyn BlockTier>> {
+        self.peers().get(endpoint).cloned()
+    }
+}
+
+impl std::fmt::Debug for HeapHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.peers().keys()).finish()
+    }
+}
+
+/// A [`Transport`] to the peers of a [`HeapHub`].
+#[derive(Clone, Debug)]
+pub struct HeapTransport {
+    hub: HeapHub,
+}
+
+impl HeapTransport {
+    /// A transport to the peers of `hub`, those registered later included.
+    pub fn new(hub: HeapHub) -> Self {
+        Self { hub }
+    }
+
+    /// One block, from whoever is at `endpoint` now.
+    fn fetch_one(&self, endpoint: &str, want: Want) -> Fetched {
+        let outcome = match self.hub.peer(endpoint) {
+            None => FetchOutcome::Unreachable,
+            Some(peer) => match peer.pin(want.location, want.key) {
+                Err(_) => FetchOutcome::Stale,
+                Ok(block) => copy_verified(&block, &want.into),
+            },
+        };
+        Fetched {
+            outcome,
+            into: want.into,
+        }
+    }
+}
+
+impl Transport for HeapTransport {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        endpoint: &'a str,
+        wants: Vec<Want>,
+        _deadline: Duration,
+    ) -> BoxFuture<'a, Vec<Fetched>> {
+        Box::pin(async move {
+            let mut fetched = Vec::with_capacity(wants.len());
+            for want in wants {
+                // Lets other fetches, evictions and cancellations happen between two blocks.
+                tokio::task::yield_now().await;
+                fetched.push(self.fetch_one(endpoint, want));
+            }
+            fetched
+        })
+    }
+}
+
+/// Copies the block and checks what was copied, not what is at the source.
+fn copy_verified(from: &ReadSlot, into: &WriteSlot) -> FetchOutcome {
+    let (from_bytes, into_bytes) = (from.bytes(), into.bytes());
+    if from_bytes.len() != into_bytes.len() {
+        return FetchOutcome::Corrupt;
+    }
+    let mut sum = Checksum::stream();
+    let mut piece = [0; PIECE];
+    for at in (0..from_bytes.len()).step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min(from_bytes.len() - at)];
+        from_bytes.read(at, piece);
+        sum.update(piece);
+        into_bytes.write(at, piece);
+    }
+    if sum.finish() == from.checksum() {
+        FetchOutcome::Fetched(from.checksum())
+    } else {
+        FetchOutcome::Corrupt
+    }
+}
