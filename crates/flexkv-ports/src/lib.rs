@@ -6,6 +6,8 @@
 //! This crate knows nothing of Redis, sockets, disks or how the node decides anything.
 
 mod cache;
+pub mod conformance;
+mod faulty;
 mod heap;
 mod memory;
 mod metadata;
@@ -15,6 +17,7 @@ mod transport;
 pub use cache::{
     BlockView, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, StoreGrant, Ticket,
 };
+pub use faulty::{Faults, FaultyStore, FaultyTransport, StoreFaults, TransportFaults};
 pub use futures_util::future::BoxFuture;
 pub use heap::{HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
 pub use memory::{Memory, MemorySlice};

@@ -13,6 +13,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 
+/// Longer than any process lives; what is added to a clock's reading at most.
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// A [`MetadataStore`] in memory. Clones are the same store.
 #[derive(Clone, Default)]
 pub struct HeapStore {
@@ -77,7 +80,7 @@ impl HeapStore {
     }
 
     fn renew_now(&self, name: &str, record: Bytes, log: &str, ttl: Duration) -> Renewal {
-        let expires = Instant::now() + ttl;
+        let expires = after(ttl);
         let mut content = self.content();
         let lease = Lease { record, expires };
         let lease_kept = content.leases.insert(name.to_owned(), lease).is_some();
@@ -130,7 +133,7 @@ impl HeapStore {
         limit: usize,
         wait: Duration,
     ) -> Vec<LogRead> {
-        let deadline = Instant::now() + wait;
+        let deadline = after(wait);
         loop {
             let mut appended = std::pin::pin!(self.inner.appended.notified());
             appended.as_mut().enable();
@@ -142,12 +145,17 @@ impl HeapStore {
     }
 }
 
+/// When `time` from now is.
+fn after(time: Duration) -> Instant {
+    Instant::now() + time.min(FOREVER)
+}
+
 impl Log {
     fn new(ttl: Duration) -> Self {
         Self {
             last: 0,
             entries: VecDeque::new(),
-            expires: Instant::now() + ttl,
+            expires: after(ttl),
         }
     }
 
@@ -220,7 +228,7 @@ impl MetadataStore for HeapStore {
 
     fn retire<'a>(&'a self, log: &'a str, ttl: Duration) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            let expires = Instant::now() + ttl;
+            let expires = after(ttl);
             if let Some(log) = self.content().logs.get_mut(log) {
                 log.expires = expires;
             }

@@ -1,12 +1,161 @@
-//! What the in-memory implementations have beyond the traits: losing content, hub membership.
+//! The suites on the in-memory implementations, and what these have beyond the traits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flexkv_block::{Location, Tier};
 
 use super::*;
+use crate::conformance::{self, StoreUnderTest, TransportHarness};
+use crate::{BlockTier, LogCursor, LogEntry, MemorySlice, MetadataStore, TierShape, Transport};
+
+fn tier(slots: u32, block_bytes: usize) -> Arc<dyn BlockTier> {
+    Arc::new(HeapTier::new(TierShape {
+        tier: Tier::Host,
+        slots,
+        block_bytes,
+    }))
+}
+
+struct Harness {
+    hub: HeapHub,
+    owner: Arc<dyn BlockTier>,
+    reader: Arc<dyn BlockTier>,
+}
+
+impl Harness {
+    fn new(slots: u32, block_bytes: usize) -> Self {
+        let (owner, reader) = (tier(slots, block_bytes), tier(slots, block_bytes));
+        let hub = HeapHub::new();
+        hub.register("owner", owner.clone());
+        Self { hub, owner, reader }
+    }
+}
+
+impl TransportHarness for Harness {
+    fn owner(&self) -> Arc<dyn BlockTier> {
+        self.owner.clone()
+    }
+
+    fn endpoint(&self) -> String {
+        HeapHub::endpoint("owner")
+    }
+
+    fn reader(&self) -> Arc<dyn BlockTier> {
+        self.reader.clone()
+    }
+
+    fn transport(&self) -> Arc<dyn Transport> {
+        Arc::new(HeapTransport::new(self.hub.clone()))
+    }
+
+    fn dead_endpoint(&self) -> String {
+        HeapHub::endpoint("nobody")
+    }
+}
+
+#[test]
+fn heap_tier_conforms() {
+    conformance::tier(tier);
+}
+
+#[test]
+fn an_ssd_shaped_heap_tier_conforms() {
+    conformance::tier(|slots, block_bytes| {
+        Arc::new(HeapTier::new(TierShape {
+            tier: Tier::Ssd,
+            slots,
+            block_bytes,
+        }))
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn heap_store_conforms() {
+    conformance::store(async || {
+        let store = HeapStore::new();
+        StoreUnderTest {
+            store: Arc::new(store.clone()),
+            flush: Box::new(move || {
+                store.flush();
+                Box::pin(std::future::ready(()))
+            }),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn heap_transport_conforms() {
+    conformance::transport(async |slots, bytes| Harness::new(slots, bytes)).await;
+}
 
 #[test]
 fn heap_memory_is_zeroed_and_aligned() {
     let memory = HeapMemory::new(5000);
     assert_eq!(memory.len(), 5000);
     assert_eq!(memory.base() as usize % PAGE, 0);
-    let slice = crate::MemorySlice::new(std::sync::Arc::new(memory), 0, 5000).expect("inside");
+    let slice = MemorySlice::new(Arc::new(memory), 0, 5000).expect("inside");
     assert_eq!(slice.to_vec(), vec![0; 5000]);
+}
+
+#[test]
+fn free_slots_are_taken_in_the_order_they_became_free() {
+    let tier = tier(3, 8);
+    let mut taken: Vec<_> = (0..3).filter_map(|_| tier.reserve()).collect();
+    let order = [2, 0, 1].map(|index: usize| taken[index].slot());
+    for slot in order {
+        taken.retain(|held| held.slot() != slot);
+    }
+    let again: Vec<_> = (0..3).filter_map(|_| tier.reserve()).collect();
+    let again: Vec<_> = again.iter().map(crate::WriteSlot::slot).collect();
+    assert_eq!(again, order);
+}
+
+#[tokio::test]
+async fn a_lost_log_and_lost_entries_are_seen_by_the_reader() {
+    let store = HeapStore::new();
+    let ttl = Duration::from_secs(60);
+    let entry = |sequence| LogEntry {
+        sequence,
+        bytes: Bytes::new(),
+    };
+    let entries = [entry(1), entry(2), entry(3)];
+    let appended = store.append("a", &entries, true, ttl).await;
+    appended.expect("append");
+    store.trim_log("a", 2);
+    let cursor = LogCursor {
+        log: "a".into(),
+        after: 0,
+    };
+    let read = store.read(&[cursor], 9, Duration::ZERO).await;
+    assert_eq!(read.expect("read")[0].entries, [entry(3)]);
+    assert!(store.evict_log("a"));
+    assert!(!store.evict_log("a"));
+    let renewal = store.renew("n", Bytes::new(), "a", ttl).await;
+    assert!(!renewal.expect("renew").log_kept);
+}
+
+#[test]
+fn a_peer_can_leave_the_hub() {
+    let hub = HeapHub::new();
+    let endpoint = hub.register("a", tier(1, 8));
+    assert_eq!(endpoint, "mem://a");
+    assert!(hub.unregister("a"));
+    assert!(!hub.unregister("a"));
+}
+
+#[test]
+fn a_location_of_another_tier_is_stale() {
+    let tier = tier(1, 8);
+    let slot = tier.reserve().expect("free");
+    let key = flexkv_block::BlockKey::from_u128(1);
+    let location = tier.commit(slot, key, flexkv_block::Checksum(0));
+    let elsewhere = Location {
+        tier: Tier::Ssd,
+        ..location
+    };
+    assert!(tier.pin(elsewhere, key).is_err());
+    assert!(tier.pin(location, key).is_ok());
 }

@@ -1,0 +1,121 @@
+//! The transport's decorator: delays, hangs, refuses, and spoils the outcome of single blocks.
+//!
+//! It cannot damage bytes before the inner transport verifies them, so it reports what that
+//! verification would have reported.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::store::pause;
+use super::{Board, Faults};
+use crate::{FetchOutcome, Fetched, Transport, Want};
+
+/// A [`Transport`] that fails as its [`Faults`] say.
+#[derive(Clone, Debug)]
+pub struct FaultyTransport<T> {
+    inner: T,
+    faults: Faults,
+}
+
+/// What was drawn for one fetch.
+struct Draw {
+    hang: bool,
+    refused: bool,
+    latency: Duration,
+    /// Per block: what it becomes instead of what it was.
+    spoiled: Vec<Option<FetchOutcome>>,
+}
+
+impl<T> FaultyTransport<T> {
+    /// `inner`, failing as `faults` say.
+    pub fn new(inner: T, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+
+    fn draw(&self, endpoint: &str, blocks: usize) -> Draw {
+        let mut board = self.faults.board();
+        let faults = board.transport.clone();
+        let cut = board.cut.contains(endpoint);
+        Draw {
+            hang: board.happens(faults.hang),
+            refused: board.happens(faults.refused) || cut,
+            latency: board.delay(&faults.latency),
+            spoiled: (0..blocks).map(|_| board.spoil()).collect(),
+        }
+    }
+
+    /// The wants' buffers, unfilled.
+    fn unreachable(&self, wants: Vec<Want>) -> Vec<Fetched> {
+        let give_back = |want: Want| Fetched {
+            outcome: FetchOutcome::Unreachable,
+            into: want.into,
+        };
+        self.faults.count();
+        wants.into_iter().map(give_back).collect()
+    }
+
+    fn spoil(&self, fetched: &mut [Fetched], spoiled: Vec<Option<FetchOutcome>>) {
+        for (fetched, spoiled) in fetched.iter_mut().zip(spoiled) {
+            if let Some(outcome) = spoiled {
+                fetched.outcome = outcome;
+                self.faults.count();
+            }
+        }
+    }
+}
+
+impl Board {
+    fn spoil(&mut self) -> Option<FetchOutcome> {
+        let faults = self.transport.clone();
+        let drawn = [
+            (faults.unreachable, FetchOutcome::Unreachable),
+            (faults.corrupt, FetchOutcome::Corrupt),
+            (faults.stale, FetchOutcome::Stale),
+        ]
+        .map(|(probability, outcome)| self.happens(probability).then_some(outcome));
+        drawn.into_iter().flatten().next()
+    }
+}
+
+impl<T: Transport> FaultyTransport<T> {
+    async fn faulty(&self, endpoint: &str, wants: Vec<Want>, deadline: Duration) -> Vec<Fetched> {
+        let draw = self.draw(endpoint, wants.len());
+        let started = Instant::now();
+        if draw.hang || draw.latency > deadline {
+            tokio::select! {
+                () = self.faults.went_down() => {}
+                () = sleep(deadline) => {}
+            }
+            return self.unreachable(wants);
+        }
+        pause(draw.latency).await;
+        if draw.refused || *self.faults.down.borrow() {
+            return self.unreachable(wants);
+        }
+        let left = deadline.saturating_sub(started.elapsed());
+        let mut fetched = self.inner.fetch(endpoint, wants, left).await;
+        if *self.faults.down.borrow() {
+            let lost = vec![Some(FetchOutcome::Unreachable); fetched.len()];
+            self.spoil(&mut fetched, lost);
+        }
+        self.spoil(&mut fetched, draw.spoiled);
+        fetched
+    }
+}
+
+impl<T: Transport> Transport for FaultyTransport<T> {
+    fn scheme(&self) -> &'static str {
+        self.inner.scheme()
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        endpoint: &'a str,
+        wants: Vec<Want>,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Vec<Fetched>> {
+        Box::pin(self.faulty(endpoint, wants, deadline))
+    }
+}
