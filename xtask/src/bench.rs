@@ -1,0 +1,71 @@
+//! `cargo xtask bench` and `cargo xtask demo`: the optimised builds and their numbers.
+//!
+//! Knows nothing of what is measured.
+
+use anyhow::Result;
+
+use crate::shell::Run;
+
+/// Measures the hot paths, then the index as a whole.
+///
+/// First the criterion benches of `benches/` with their naive baselines, then `flexkv bench index`.
+/// Numbers mean something only on an idle machine; write command, commit and hardware beside them.
+///
+///   cargo xtask bench                      everything
+///
+///   cargo xtask bench --criterion          criterion alone
+///
+///   cargo xtask bench -- match_prefix      only benches whose name has `match_prefix`
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct BenchArgs {
+    /// Only the criterion benches
+    #[arg(long)]
+    criterion: bool,
+    /// Arguments for criterion: a filter, `--save-baseline NAME`, `--quick`; implies --criterion
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Shows the cache at work: several nodes of this machine, a real Redis, real blocks.
+///
+///   cargo xtask demo                       with the defaults
+///
+///   cargo xtask demo -- --help             what can be set
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct DemoArgs {
+    /// Arguments for `flexkv demo`
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Runs the benches.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let mut criterion = Run::cargo("bench --package flexkv-benches --bench hot_paths");
+    if !args.rest.is_empty() {
+        criterion = criterion.args(["--"]).args(&args.rest);
+    }
+    criterion.run()?;
+    if args.criterion || !args.rest.is_empty() {
+        return Ok(());
+    }
+    flexkv(&["bench".to_owned(), "index".to_owned()]).run()
+}
+
+/// Runs the demo.
+pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
+    let mut words = vec!["demo".to_owned()];
+    words.extend_from_slice(&args.rest);
+    flexkv(&words).run()
+}
+
+/// Every bench once, unmeasured, in the profile of the tests: it still compiles and runs.
+/// `--workspace` keeps the features of shared dependencies as they are for the tests.
+pub(crate) fn smoke() -> Run {
+    Run::cargo("test --workspace --bench hot_paths")
+}
+
+fn flexkv(words: &[String]) -> Run {
+    Run::cargo("run --release --package flexkv --bin flexkv --").args(words)
+}

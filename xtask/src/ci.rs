@@ -1,0 +1,194 @@
+//! `cargo xtask ci`: all that CI runs, in order, and nothing besides.
+//!
+//! Knows the order of the steps; what a step does is its own module's.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::shell::{self, Run, say};
+use crate::{bench, fuzz, it, sim, tidy, tools};
+
+/// Runs all that CI runs, in order, and stops at the first failure.
+///
+/// Every step is announced with its command and timed; a table closes the run, and its last line
+/// counts the steps. `.ci/run` and the GitHub workflow call this command and nothing else.
+///
+///   cargo xtask ci                 all steps
+///
+///   cargo xtask ci fmt clippy      only these, in CI's order
+///
+///   cargo xtask ci --list          the steps and their commands
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Run only these steps
+    steps: Vec<String>,
+    /// List the steps and their commands, run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+/// What a step does.
+enum Work {
+    /// Starts a program.
+    Command(Run),
+    /// Calls a function; the text says what to type for it alone.
+    Call(&'static str, fn() -> Result<()>),
+}
+
+struct Step {
+    name: &'static str,
+    work: Work,
+}
+
+/// One profile serves clippy to `smoke`, and `--workspace` everywhere keeps the features of shared
+/// dependencies equal, so that they are built once. Only `sim` and `fuzz` build their own.
+/// The three test steps share no test: libraries and binaries, doc tests, integration suites.
+fn steps() -> Vec<Step> {
+    let cargo = |name, line| Step {
+        name,
+        work: Work::Command(Run::cargo(line)),
+    };
+    let command = |name, run| Step {
+        name,
+        work: Work::Command(run),
+    };
+    let call = |name, text, function| Step {
+        name,
+        work: Work::Call(text, function),
+    };
+    vec![
+        cargo("fmt", "fmt --all --check"),
+        call("tidy", "cargo xtask tidy", tidy::check),
+        call("tools", "find or install redis-server and g++", tools),
+        cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
+        cargo("build", "build --workspace --all-targets"),
+        cargo("test", "test --workspace --lib --bins --no-fail-fast"),
+        cargo("doc-test", "test --workspace --doc"),
+        command(
+            "doc",
+            Run::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
+        ),
+        command("it", it::all()),
+        command("smoke", bench::smoke()),
+        command("sim", sim::short()),
+        call("fuzz", "cargo xtask fuzz --seconds 5", fuzz::short),
+    ]
+}
+
+fn tools() -> Result<()> {
+    tools::REDIS.ensure()?;
+    tools::CXX.ensure()
+}
+
+/// Runs the steps asked for; the failure of a step is told in the summary, not as an error.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let steps = select(steps(), &args.steps)?;
+    if args.list {
+        steps
+            .iter()
+            .for_each(|step| say(&format!("{:10} {}", step.name, step.describe())));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = perform(&steps);
+    report.lines(&steps).iter().for_each(|line| say(line));
+    Ok(match report.failure {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
+}
+
+fn select(all: Vec<Step>, wanted: &[String]) -> Result<Vec<Step>> {
+    let names: Vec<_> = all.iter().map(|step| step.name).collect();
+    for name in wanted {
+        if !names.contains(&name.as_str()) {
+            bail!(
+                "there is no step `{name}`; the steps are {}",
+                names.join(", ")
+            );
+        }
+    }
+    Ok(all
+        .into_iter()
+        .filter(|step| wanted.is_empty() || wanted.iter().any(|name| name == step.name))
+        .collect())
+}
+
+/// How the run went: the duration of every step that ran, and why the last of them failed.
+struct Report {
+    took: Vec<Duration>,
+    failure: Option<String>,
+}
+
+fn perform(steps: &[Step]) -> Report {
+    let mut report = Report {
+        took: Vec::new(),
+        failure: None,
+    };
+    for (i, step) in steps.iter().enumerate() {
+        say(&format!("\n==> [{}/{}] {}", i + 1, steps.len(), step.name));
+        let (result, took) = shell::timed(|| step.run());
+        report.took.push(took);
+        if let Err(error) = result {
+            report.failure = Some(format!("{error:#}"));
+            break;
+        }
+        say(&format!("<== {} passed in {}", step.name, seconds(took)));
+    }
+    report
+}
+
+impl Step {
+    fn describe(&self) -> String {
+        match &self.work {
+            Work::Command(run) => run.to_string(),
+            Work::Call(text, _) => (*text).to_owned(),
+        }
+    }
+
+    fn run(&self) -> Result<()> {
+        match &self.work {
+            Work::Command(run) => run.run(),
+            Work::Call(text, function) => {
+                say(&format!("$ {text}"));
+                function()
+            }
+        }
+    }
+}
+
+impl Report {
+    /// The summary: a row per step, why it stopped, and the count alone in the last line.
+    fn lines(&self, steps: &[Step]) -> Vec<String> {
+        let failed = usize::from(self.failure.is_some());
+        let passed = self.took.len() - failed;
+        let mut lines = vec![String::new()];
+        for (i, step) in steps.iter().enumerate() {
+            let (outcome, took) = match self.took.get(i) {
+                Some(took) if i < passed => ("passed", seconds(*took)),
+                Some(took) => ("FAILED", seconds(*took)),
+                None => ("not run", String::new()),
+            };
+            lines.push(format!("{:10} {outcome:8} {took:>9}", step.name));
+        }
+        let total = self.took.iter().sum();
+        lines.push(format!("{:10} {:8} {:>9}", "all", "", seconds(total)));
+        if let (Some(failure), Some(step)) = (&self.failure, steps.get(passed)) {
+            lines.push(format!(
+                "\nstep `{}` failed: {failure}\nrun it alone by: cargo xtask ci {}\n",
+                step.name, step.name
+            ));
+        }
+        lines.push(format!("{passed} passed, {failed} failed"));
+        lines
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer and AddressSanitizer, and runs them.
+//!
+//! Needs no cargo-fuzz and no nightly toolchain. Asks the built program which targets there are;
+//! knows only the canary by name, whose planted bug must be found.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{Run, root, say};
+use crate::tools;
+
+/// Fuzzes the decoders of everything that comes from outside.
+///
+/// Builds all targets into one program under target/fuzz (libFuzzer and AddressSanitizer, on the
+/// stable compiler) and runs each of them from its corpus in fuzz/corpus. Each run begins with the
+/// canary, a target with a planted bug: if that is not found, the fuzzer is blind and the command
+/// fails. A crash leaves its input in fuzz/artifacts; add it to fuzz/regressions/TARGET, which
+/// `cargo test -p flexkv-fuzz` replays without a fuzzer.
+///
+///   cargo xtask fuzz                       every target for 60 seconds
+///
+///   cargo xtask fuzz --seconds 600 delta_log
+///
+///   cargo xtask fuzz --list                the targets
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Only these targets
+    targets: Vec<String>,
+    /// How long to run each target
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// Build, list the targets and run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+/// The target with the planted bug.
+const CANARY: &str = "canary";
+/// The message of the planted bug.
+const CANARY_SINGS: &str = "the canary sings";
+/// How many inputs the canary may take; it needs some thousands.
+const CANARY_RUNS: u64 = 20_000_000;
+/// The platform fuzzed on. Naming it keeps the flags away from build scripts and macros.
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+
+/// What cargo-fuzz passes to rustc: coverage counters and comparisons for libFuzzer,
+/// AddressSanitizer, and assertions on.
+const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Cllvm-args=-simplifycfg-branch-fold-threshold=0 -Zsanitizer=address \
+    -Cdebug-assertions -Cforce-frame-pointers --cfg fuzzing";
+
+/// Fuzzes the targets asked for.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    tools::CXX.ensure()?;
+    build().run()?;
+    let names = select(&program("").args(["--list"]).read()?, &args.targets)?;
+    if args.list {
+        names.iter().for_each(|name| say(name));
+        return Ok(());
+    }
+    let work = root().join("target/fuzz/work");
+    canary(&work)?;
+    for name in &names {
+        fuzz(name, &work, args.seconds)?;
+    }
+    say(&format!("{} fuzz targets, no crash", names.len()));
+    Ok(())
+}
+
+/// A short run of every target, as CI does it.
+pub(crate) fn short() -> Result<()> {
+    run(&Args {
+        targets: Vec::new(),
+        seconds: 5,
+        list: false,
+    })
+}
+
+/// Stable rustc takes `-Z` flags only when it is told that it builds itself.
+fn build() -> Run {
+    Run::cargo("build --release --package flexkv-fuzz --features libfuzzer --bin fuzz")
+        .args(["--target", PLATFORM, "--target-dir", "target/fuzz"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", RUSTFLAGS)
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only")
+}
+
+fn program(target: &str) -> Run {
+    let path = format!("target/fuzz/{PLATFORM}/release/fuzz");
+    Run::new(&path).env("FLEXKV_FUZZ_TARGET", target)
+}
+
+/// The names to fuzz, out of the program's list (one a line); the canary never is one.
+fn select(list: &str, wanted: &[String]) -> Result<Vec<String>> {
+    let all: Vec<_> = list
+        .lines()
+        .map(str::trim)
+        .filter(|n| !n.is_empty() && *n != CANARY)
+        .collect();
+    for name in wanted {
+        if !all.contains(&name.as_str()) {
+            bail!(
+                "there is no fuzz target `{name}`; the targets are {}",
+                all.join(", ")
+            );
+        }
+    }
+    let chosen = all
+        .into_iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name));
+    Ok(chosen.map(str::to_owned).collect())
+}
+
+/// Fails unless the planted bug is found from an empty corpus.
+fn canary(work: &Path) -> Result<()> {
+    let corpus = fresh(&work.join(CANARY))?;
+    let artifacts = format!("-artifact_prefix={}/", corpus.display());
+    let run = program(CANARY).args(["-seed=1", &format!("-runs={CANARY_RUNS}"), &artifacts]);
+    say(&format!("$ {run}"));
+    let (success, text) = run.args([corpus.display().to_string()]).capture()?;
+    if success || !text.contains(CANARY_SINGS) {
+        bail!("the fuzzer is blind: it did not find the bug planted in `{CANARY}`\n{text}");
+    }
+    say("the planted bug was found");
+    Ok(())
+}
+
+/// New inputs go to `work`, so that a run leaves the checked-in corpus as it is.
+fn fuzz(name: &str, work: &Path, seconds: u64) -> Result<()> {
+    let found = fresh(&work.join(name))?;
+    let artifacts = root().join("fuzz/artifacts").join(name);
+    std::fs::create_dir_all(&artifacts)
+        .with_context(|| format!("cannot make {}", artifacts.display()))?;
+    let mut run = program(name).args([
+        format!("-max_total_time={seconds}"),
+        format!("-artifact_prefix={}/", artifacts.display()),
+        "-timeout=10".to_owned(),
+        "-rss_limit_mb=2048".to_owned(),
+        "-print_final_stats=1".to_owned(),
+        "-verbosity=0".to_owned(),
+        found.display().to_string(),
+    ]);
+    for kind in ["corpus", "regressions"] {
+        let dir = root().join("fuzz").join(kind).join(name);
+        if dir.is_dir() {
+            run = run.args([dir.display().to_string()]);
+        }
+    }
+    run.run().with_context(|| {
+        format!(
+            "fuzz target `{name}` found a crash; its input is in {}",
+            artifacts.display()
+        )
+    })
+}
+
+/// `dir`, made and empty.
+fn fresh(dir: &Path) -> Result<PathBuf> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Arrows of the design pass; others, unknown crates and I/O in pure crates are refused.
+
+use super::*;
+
+fn found(name: &str, dependencies: &[(&str, &str)]) -> Vec<String> {
+    let dependencies: Vec<_> = dependencies
+        .iter()
+        .map(|(name, kind)| {
+            let kind = if kind.is_empty() {
+                Value::Null
+            } else {
+                (*kind).into()
+            };
+            serde_json::json!({ "name": name, "kind": kind })
+        })
+        .collect();
+    let metadata = serde_json::json!({ "packages": [
+        { "name": name, "manifest_path": "x/Cargo.toml", "dependencies": dependencies }
+    ]});
+    let findings = check(&metadata.to_string()).expect("metadata");
+    findings.into_iter().map(|finding| finding.what).collect()
+}
+
+#[test]
+fn arrows_of_the_design_pass() {
+    assert_eq!(
+        found("flexkv-index", &[("flexkv-block", ""), ("bytes", "")]),
+        [""; 0]
+    );
+    assert_eq!(
+        found(
+            "flexkv-node",
+            &[("flexkv-index", ""), ("flexkv-ports", "dev")]
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn adapters_are_strangers_to_each_other() {
+    assert_eq!(
+        found("flexkv-tcp", &[("flexkv-redis", "")]),
+        [
+            "flexkv-tcp must not use flexkv-redis: the design has no such arrow (it has flexkv-ports, flexkv-block)"
+        ]
+    );
+    assert_eq!(
+        found("flexkv-block", &[("flexkv-ports", "dev")]),
+        [
+            "flexkv-block must not use flexkv-ports in tests: the design has no such arrow (it has none)"
+        ]
+    );
+    assert_eq!(found("flexkv", &[("flexkv-sim", "build")]).len(), 1);
+}
+
+#[test]
+fn a_new_crate_must_be_entered() {
+    assert!(found("flexkv-new", &[])[0].contains("not in the table of arrows"));
+}
+
+#[test]
+fn pure_crates_use_no_io() {
+    assert_eq!(
+        found("flexkv-index", &[("tokio", "")]),
+        ["flexkv-index does no I/O and must not use tokio"]
+    );
+    assert_eq!(found("flexkv-index", &[("tokio", "dev")]), [""; 0]);
+    assert_eq!(found("flexkv-node", &[("tokio", "")]), [""; 0]);
+}
+
+#[test]
+fn the_table_has_no_cycle_and_no_stranger() {
+    for (i, arrow) in ARROWS.iter().enumerate() {
+        for used in arrow.uses {
+            let at = ARROWS
+                .iter()
+                .position(|other| other.name == *used)
+                .expect("listed");
+            assert!(
+                at < i,
+                "{} is listed before {used}, which it uses",
+                arrow.name
+            );
+        }
+    }
+}
