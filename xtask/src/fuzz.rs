@@ -131,7 +131,10 @@ fn canary(work: &Path) -> Result<()> {
 
 /// New inputs go to `work`, so that a run leaves the checked-in corpus as it is.
 fn fuzz(name: &str, work: &Path, seconds: u64) -> Result<()> {
-    let found = fresh(&work.join(name))?;
+    let found = fresh(&work.join(name).join("found"))?;
+    let seeds = fresh(&work.join(name).join("seeds"))?;
+    let seeds = seeds.display().to_string();
+    program(name).args(["--seeds", &seeds]).read()?;
     let artifacts = root().join("fuzz/artifacts").join(name);
     std::fs::create_dir_all(&artifacts)
         .with_context(|| format!("cannot make {}", artifacts.display()))?;
@@ -142,7 +145,9 @@ fn fuzz(name: &str, work: &Path, seconds: u64) -> Result<()> {
         "-rss_limit_mb=2048".to_owned(),
         "-print_final_stats=1".to_owned(),
         "-verbosity=0".to_owned(),
+        "-print_funcs=0".to_owned(),
         found.display().to_string(),
+        seeds,
     ]);
     for kind in ["corpus", "regressions"] {
         let dir = root().join("fuzz").join(kind).join(name);
