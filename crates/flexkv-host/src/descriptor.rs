@@ -1,0 +1,99 @@
+//! Descriptors: what an arena's owner tells other processes of each slot.
+//!
+//! The owner writes, others read, without a lock between them: the location word is 0 while the
+//! rest may change, and comes last when a block is committed. A reader takes the word, the rest,
+//! and the word again. To read a block's bytes without asking the owner, it takes the descriptor,
+//! copies the bytes, takes the descriptor again, and compares: equal descriptors and the right
+//! checksum prove the copy. The owner itself never reads a descriptor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use flexkv_block::{BlockKey, Checksum, Location, SlotId};
+use flexkv_ports::Memory as _;
+
+use crate::ArenaLayout;
+use crate::mapping::Mapping;
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Where the block lies, with its generation.
+    pub location: Location,
+    /// Which block it is.
+    pub key: BlockKey,
+    /// Checksum of its bytes.
+    pub checksum: Checksum,
+}
+
+/// The descriptors of a mapped arena.
+#[derive(Clone)]
+pub(crate) struct Descriptors {
+    mapping: Arc<Mapping>,
+    layout: ArenaLayout,
+}
+
+/// The words of one descriptor that have a meaning: location, key (low, high), checksum.
+#[repr(C)]
+struct Words {
+    location: AtomicU64,
+    key: [AtomicU64; 2],
+    checksum: AtomicU64,
+}
+
+impl Descriptors {
+    /// The descriptors of `mapping`, whose file has the given layout and at least its size.
+    pub(crate) fn new(mapping: Arc<Mapping>, layout: ArenaLayout) -> Self {
+        assert!(layout.file_bytes() <= mapping.len(), "layout exceeds file");
+        Self { mapping, layout }
+    }
+
+    /// Says that the slot holds this block.
+    pub(crate) fn show(&self, block: Descriptor) {
+        let Some(words) = self.words(block.location.slot) else {
+            return;
+        };
+        let key = block.key.as_u128();
+        words.key[0].store(key as u64, Ordering::Relaxed);
+        words.key[1].store((key >> 64) as u64, Ordering::Relaxed);
+        words.checksum.store(block.checksum.0, Ordering::Relaxed);
+        let word = block.location.to_word();
+        words.location.store(word, Ordering::Release);
+    }
+
+    /// Says that the slot holds no block. Whatever this thread writes to the slot afterwards is
+    /// seen by others no sooner than this.
+    pub(crate) fn hide(&self, slot: SlotId) {
+        if let Some(words) = self.words(slot) {
+            words.location.store(0, Ordering::Relaxed);
+            fence(Ordering::Release);
+        }
+    }
+
+    /// What the slot holds; `None` if nothing, if it is changing, or if there is no such slot.
+    pub(crate) fn get(&self, slot: SlotId) -> Option<Descriptor> {
+        let words = self.words(slot)?;
+        // Sees whatever was copied before this call no later than the word.
+        fence(Ordering::Acquire);
+        let word = words.location.load(Ordering::Acquire);
+        let location = Location::from_word(word).filter(|location| location.slot == slot)?;
+        let low = words.key[0].load(Ordering::Relaxed);
+        let high = words.key[1].load(Ordering::Relaxed);
+        let checksum = Checksum(words.checksum.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        let same = words.location.load(Ordering::Relaxed) == word;
+        same.then_some(Descriptor {
+            location,
+            key: BlockKey::from_u128((u128::from(high) << 64) | u128::from(low)),
+            checksum,
+        })
+    }
+
+    fn words(&self, slot: SlotId) -> Option<&Words> {
+        let offset = self.layout.descriptor_offset(slot)?;
+        // SAFETY: the descriptor lies inside the mapping (checked in `new`), which `self` keeps; it
+        // is aligned, as the mapping begins at a page and descriptors at multiples of 64; all of
+        // its words are atomics, and every process accesses them as such.
+        Some(unsafe { &*self.mapping.base().add(offset).cast::<Words>() })
+    }
+}
