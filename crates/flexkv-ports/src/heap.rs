@@ -3,12 +3,14 @@
 //! They keep every promise of the traits, are deterministic, and start no task or thread. Nothing
 //! here is shared with another process and nothing outlives its value.
 
+mod cache;
 mod store;
 mod tier;
 mod transport;
 
 use std::cell::UnsafeCell;
 
+pub use cache::HeapCache;
 pub use store::HeapStore;
 pub use tier::HeapTier;
 pub use transport::{HeapHub, HeapTransport};

@@ -19,7 +19,7 @@ pub use cache::{
 };
 pub use faulty::{Faults, FaultyStore, FaultyTransport, StoreFaults, TransportFaults};
 pub use futures_util::future::BoxFuture;
-pub use heap::{HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
+pub use heap::{HeapCache, HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
 pub use memory::{Memory, MemorySlice};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use tier::{BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot};

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexkv_block::{Location, Tier};
+use flexkv_block::{Location, NamespaceId, Tier};
 
 use super::*;
-use crate::conformance::{self, StoreUnderTest, TransportHarness};
-use crate::{BlockTier, LogCursor, LogEntry, MemorySlice, MetadataStore, TierShape, Transport};
+use crate::conformance::{self, CacheUnderTest, StoreUnderTest, TransportHarness};
+use crate::{
+    BlockTier, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, TierShape, Transport,
+};
 
 fn tier(slots: u32, block_bytes: usize) -> Arc<dyn BlockTier> {
     Arc::new(HeapTier::new(TierShape {
@@ -89,6 +91,31 @@ async fn heap_store_conforms() {
 #[tokio::test(start_paused = true)]
 async fn heap_transport_conforms() {
     conformance::transport(async |slots, bytes| Harness::new(slots, bytes)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn heap_cache_conforms() {
+    for slots in [4, 8] {
+        conformance::cache(async || {
+            let namespace = NamespaceId::from_u128(3);
+            CacheUnderTest {
+                cache: Arc::new(HeapCache::new(namespace, tier(slots, 3000))),
+                slots: slots as usize,
+                namespace,
+                guard: Box::new(()),
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn open_tickets_are_counted() {
+    let cache = HeapCache::new(NamespaceId::from_u128(3), tier(1, 8));
+    let hit = cache.match_prefix(&[]).await.expect("match");
+    assert_eq!(cache.open_tickets(), 1);
+    cache.release(hit.ticket).await.expect("release");
+    assert_eq!(cache.open_tickets(), 0);
 }
 
 #[test]
