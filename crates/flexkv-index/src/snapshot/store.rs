@@ -1,0 +1,293 @@
+//! The writer's half of the segments: creates, extends, cuts and frees them, and keeps the spans.
+//!
+//! Knows arrays and offsets, not which block follows which: that is the writer's part.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flexkv_block::Location;
+
+use super::Shared;
+use super::heads::HeadsWriter;
+use super::memory::{Arena, Array, Line, copy, lines};
+use super::owners::{OwnerId, OwnerSet};
+use super::segment::{Segment, Span, span_words};
+
+pub(super) struct Store {
+    shared: Arc<Shared>,
+    arena: Arena,
+    heads: HeadsWriter,
+    /// Segments that are not in use, below `made`.
+    free: Vec<u32>,
+    /// Segments made so far.
+    made: u32,
+    replicas: usize,
+    /// The spans being edited; kept for its memory.
+    spans: Vec<Span>,
+}
+
+fn segment(shared: &Shared, id: u32) -> Segment<'_> {
+    let line = shared.segments.get(id as usize);
+    let line = line.unwrap_or_else(|| unreachable!("the writer uses only segments it made"));
+    Segment::new(line, &shared.words)
+}
+
+fn write(words: &[AtomicU64], locations: &[Location]) {
+    for (word, location) in words.iter().zip(locations) {
+        word.store(location.to_word(), Ordering::Relaxed);
+    }
+}
+
+impl Store {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            arena: Arena::default(),
+            heads: HeadsWriter::new(),
+            free: Vec::new(),
+            made: 0,
+            replicas: 0,
+            spans: Vec::new(),
+        }
+    }
+
+    /// A segment for reading.
+    pub(super) fn segment(&self, id: u32) -> Segment<'_> {
+        segment(&self.shared, id)
+    }
+
+    /// An empty segment; `None` when all numbers are in use.
+    pub(super) fn create(&mut self) -> Option<u32> {
+        if let Some(id) = self.free.pop() {
+            return Some(id);
+        }
+        let id = self.made;
+        self.made = id.checked_add(1).filter(|made| *made < u32::MAX)?;
+        self.shared.segments.grow(id as usize, lines);
+        Some(id)
+    }
+
+    /// Appends blocks to a segment. Nobody holds them yet.
+    pub(super) fn append(&mut self, id: u32, fingerprints: &[u64]) {
+        let Some(first) = fingerprints.first() else {
+            return;
+        };
+        let (shared, arena) = (&*self.shared, &mut self.arena);
+        let segment = segment(shared, id);
+        let (old, base) = segment.blocks();
+        let len = base + fingerprints.len();
+        let array = arena.fitted(&shared.words, old, base, len);
+        for (word, fingerprint) in array.slice(&shared.words, len)[base..]
+            .iter()
+            .zip(fingerprints)
+        {
+            word.store(*fingerprint, Ordering::Relaxed);
+        }
+        segment.publish(|| segment.set_blocks(array, len));
+        arena.reclaim();
+        if base == 0 {
+            let head_of = |id| self::segment(shared, id).head();
+            self.heads.insert(&shared.heads, *first, id, head_of);
+        }
+    }
+
+    /// Cuts a segment to its first `len` blocks, beyond which nobody may hold any. Cut to nothing,
+    /// it is free.
+    pub(super) fn cut(&mut self, id: u32, len: usize) {
+        let (shared, arena) = (&*self.shared, &mut self.arena);
+        let segment = segment(shared, id);
+        let (old, _) = segment.blocks();
+        if len == 0 {
+            self.heads.remove(&shared.heads, segment.head(), id);
+            self.free.push(id);
+        }
+        let array = arena.fitted(&shared.words, old, len, len);
+        segment.publish(|| segment.set_blocks(array, len));
+        arena.reclaim();
+    }
+
+    /// Lets the owner hold the blocks from `start` on.
+    pub(super) fn cover(&mut self, id: u32, owner: OwnerId, start: usize, locations: &[Location]) {
+        let end = start + locations.len();
+        let touches = |span: &Span| span.owner == owner && span.start <= end && span.end >= start;
+        match self.only(id, touches) {
+            Some((index, span)) if span.start <= start => {
+                self.extend(id, index, span, start, locations);
+            }
+            _ => self.merge(id, owner, start, locations, touches),
+        }
+    }
+
+    /// The span that `is` accepts and its index, if there is exactly one.
+    fn only(&self, id: u32, is: impl Fn(&Span) -> bool) -> Option<(usize, Span)> {
+        let spans = self.segment(id).spans().iter().enumerate();
+        let mut found = spans.filter(|(_, span)| is(span));
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    /// Extends a span, or overwrites locations in it.
+    fn extend(&mut self, id: u32, index: usize, span: Span, start: usize, locations: &[Location]) {
+        let (words, arena) = (&self.shared.words, &mut self.arena);
+        let end = span.end.max(start + locations.len());
+        let mut extended = Span { end, ..span };
+        extended.locations = arena.fitted(words, span.locations, span.len(), extended.len());
+        write(&extended.locations(words)[start - span.start..], locations);
+        if extended != span {
+            let segment = segment(&self.shared, id);
+            segment.publish(|| segment.set_span(index, &extended));
+            arena.reclaim();
+            self.replicas += extended.len() - span.len();
+        }
+    }
+
+    /// Adds a span that takes the place of all the spans it touches.
+    fn merge(
+        &mut self,
+        id: u32,
+        owner: OwnerId,
+        start: usize,
+        locations: &[Location],
+        touches: impl Fn(&Span) -> bool,
+    ) {
+        self.load(id);
+        let (words, arena) = (&self.shared.words, &mut self.arena);
+        let mut merged = Span {
+            start,
+            end: start + locations.len(),
+            owner,
+            locations: Array::default(),
+        };
+        for old in self.spans.iter().filter(|span| touches(span)) {
+            merged.start = merged.start.min(old.start);
+            merged.end = merged.end.max(old.end);
+            self.replicas -= old.len();
+        }
+        self.replicas += merged.len();
+        merged.locations = arena.alloc(words, merged.len());
+        let target = merged.locations(words);
+        for old in self.spans.extract_if(.., |span| touches(span)) {
+            copy(old.locations(words), &target[old.start - merged.start..]);
+            arena.retire(old.locations);
+        }
+        write(&target[start - merged.start..], locations);
+        let place = self
+            .spans
+            .partition_point(|span| span.order() < merged.order());
+        self.spans.insert(place, merged);
+        self.save(id);
+    }
+
+    /// Lets the owner no longer hold blocks `start..end`.
+    pub(super) fn uncover(&mut self, id: u32, owner: OwnerId, start: usize, end: usize) {
+        let overlaps = |span: &Span| span.owner == owner && span.start < end && span.end > start;
+        match self.only(id, overlaps) {
+            Some((index, span)) if span.start < start && span.end <= end => {
+                self.shorten(id, index, span, start);
+            }
+            None if !self.segment(id).spans().iter().any(|span| overlaps(&span)) => {}
+            _ => self.split(id, start, end, overlaps),
+        }
+    }
+
+    /// Ends a span earlier.
+    fn shorten(&mut self, id: u32, index: usize, span: Span, end: usize) {
+        let (words, arena) = (&self.shared.words, &mut self.arena);
+        let mut shorter = Span { end, ..span };
+        shorter.locations = arena.fitted(words, span.locations, shorter.len(), shorter.len());
+        let segment = segment(&self.shared, id);
+        segment.publish(|| segment.set_span(index, &shorter));
+        arena.reclaim();
+        self.replicas -= span.len() - shorter.len();
+    }
+
+    /// Takes `start..end` out of the spans that `overlaps` tells.
+    fn split(&mut self, id: u32, start: usize, end: usize, overlaps: impl Fn(&Span) -> bool) {
+        self.load(id);
+        let (words, arena) = (&self.shared.words, &mut self.arena);
+        for index in 0..self.spans.len() {
+            let span = self.spans[index];
+            if !overlaps(&span) {
+                continue;
+            }
+            self.replicas -= span.end.min(end) - span.start.max(start);
+            if span.end > end {
+                let mut right = Span { start: end, ..span };
+                right.locations = arena.alloc(words, right.len());
+                let kept = &span.locations(words)[end - span.start..];
+                copy(kept, right.locations(words));
+                self.spans.push(right);
+            }
+            let left = &mut self.spans[index];
+            left.end = start.max(left.start);
+            let need = left.len();
+            left.locations = arena.fitted(words, span.locations, need, need);
+        }
+        self.spans.retain(|span| span.len() > 0);
+        self.spans.sort_unstable_by_key(Span::order);
+        self.save(id);
+    }
+
+    /// Lets none of these owners hold anything of the segment.
+    pub(super) fn drop_owners(&mut self, id: u32, owners: &OwnerSet) {
+        let spans = segment(&self.shared, id).spans();
+        if !spans.iter().any(|span| owners.contains(span.owner)) {
+            return;
+        }
+        self.load(id);
+        for span in self
+            .spans
+            .extract_if(.., |span| owners.contains(span.owner))
+        {
+            self.replicas -= span.len();
+            self.arena.retire(span.locations);
+        }
+        self.save(id);
+    }
+
+    /// How many leading blocks include all that anybody holds.
+    pub(super) fn held_len(&self, id: u32) -> usize {
+        let spans = segment(&self.shared, id).spans();
+        spans.iter().map(|span| span.end).max().unwrap_or(0)
+    }
+
+    fn load(&mut self, id: u32) {
+        self.spans.clear();
+        self.spans.extend(segment(&self.shared, id).spans().iter());
+    }
+
+    fn save(&mut self, id: u32) {
+        let segment = segment(&self.shared, id);
+        let need = span_words(self.spans.len());
+        let array = self
+            .arena
+            .fitted(&self.shared.words, segment.span_array(), 0, need);
+        segment.publish(|| segment.set_spans(array, &self.spans));
+        self.arena.reclaim();
+    }
+
+    /// Ids of segments made so far, in use or not.
+    pub(super) fn made(&self) -> u32 {
+        self.made
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.made as usize - self.free.len()
+    }
+
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.arena.touched() * size_of::<AtomicU64>()
+            + self.made as usize * size_of::<Line>()
+            + self.heads.bytes()
+    }
+
+    /// Words of the arena in use.
+    #[cfg(test)]
+    pub(super) fn words_in_use(&self) -> usize {
+        self.arena.in_use()
+    }
+}
