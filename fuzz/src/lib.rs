@@ -18,7 +18,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[Target] = &[targets::block_frame::TARGET, targets::canary::TARGET];
+pub const TARGETS: &[Target] = &[
+    targets::block_frame::TARGET,
+    targets::canary::TARGET,
+    targets::delta_log::TARGET,
+    targets::local_protocol::TARGET,
+    targets::node_record::TARGET,
+    targets::tcp_wire::TARGET,
+];
 
 /// The target called `name`.
 pub fn find(name: &str) -> Option<&'static Target> {
