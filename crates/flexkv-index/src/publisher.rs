@@ -1,0 +1,421 @@
+//! The owner's half of the index: turns what this node stores and removes into a log, keeps it and
+//! the node's lease alive, and publishes everything again whenever the store lost something.
+//!
+//! One action is under way at a time: [`Publisher::poll`] gives it out, [`Publisher::handle`] takes
+//! what became of it. Does no I/O and reads no clock; `now` is the time since some fixed start.
+//!
+//! Everything to publish is one queue of steps, done strictly in order, so that a removal never
+//! overtakes its add. A new epoch empties the queue or goes to its end:
+//! - planned, because the log has grown long: the rest of the old log, the new log with its
+//!   checkpoint, the record that announces it, Rotate at the end of the old log;
+//! - unplanned, because the store lost something or the queue ran over: first one empty entry that
+//!   makes the new log, and only once the store has taken that, the checkpoint. So a store that
+//!   cannot be reached costs nothing but the retries.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flexkv_block::Location;
+
+use crate::log::Batch;
+use crate::record::{NodeInfo, NodeRecord};
+use crate::residency::LiveSet;
+
+mod epoch;
+mod outcome;
+mod steps;
+
+use steps::{Step, Steps};
+
+/// How a publisher goes about it.
+#[derive(Clone, Debug)]
+pub struct PublisherConfig {
+    /// How long a change waits for others to share an entry with.
+    pub batch_interval: Duration,
+    /// How long lease and log outlive the last renewal.
+    pub lease_ttl: Duration,
+    /// Most bytes appended in one action, unless a single entry is longer.
+    pub max_append_bytes: usize,
+    /// Most bytes of changes waiting for the store; over that they are dropped, and a checkpoint is
+    /// published in their stead.
+    pub max_queue_bytes: usize,
+    /// First pause after a failure; doubles with each further one.
+    pub retry_min: Duration,
+    /// Longest pause after failures.
+    pub retry_max: Duration,
+    /// A log is not begun anew before it has this many bytes of deltas.
+    pub rotate_min_bytes: usize,
+}
+
+impl Default for PublisherConfig {
+    fn default() -> Self {
+        Self {
+            batch_interval: Duration::from_millis(2),
+            lease_ttl: Duration::from_secs(10),
+            max_append_bytes: 512 << 10,
+            max_queue_bytes: 16 << 20,
+            retry_min: Duration::from_millis(20),
+            retry_max: Duration::from_secs(2),
+            rotate_min_bytes: 1 << 20,
+        }
+    }
+}
+
+/// What to ask of the metadata store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishAction {
+    /// Append these entries to the log.
+    Append {
+        /// The log's name.
+        log: String,
+        /// Sequences and bytes, consecutive and ascending.
+        entries: Vec<(u64, Bytes)>,
+        /// Make the log if it is not there.
+        create: bool,
+        /// How long the log lives unless renewed.
+        ttl: Duration,
+    },
+    /// Renew the lease and the log.
+    Renew {
+        /// The lease's name.
+        name: String,
+        /// The record to keep under it.
+        record: Bytes,
+        /// The log's name.
+        log: String,
+        /// How long both live unless renewed.
+        ttl: Duration,
+    },
+    /// Let the log expire.
+    Retire {
+        /// The log's name.
+        log: String,
+        /// After how long.
+        ttl: Duration,
+    },
+}
+
+/// What became of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishOutcome {
+    /// It was done.
+    Done,
+    /// A renewal was done, and this is what the store still had.
+    Renewed {
+        /// The lease had not lapsed.
+        lease_kept: bool,
+        /// The log exists.
+        log_kept: bool,
+    },
+    /// The log to append to is gone.
+    LogLost,
+    /// No answer; it may have been done or not.
+    Unavailable,
+    /// The store refuses us.
+    Denied,
+    /// The store takes no more data.
+    Full,
+}
+
+/// What a publisher has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublisherStats {
+    /// Epochs begun, of either kind.
+    pub epochs: u64,
+    /// Of those: because the log had grown long.
+    pub rotations: u64,
+    /// Times the store was found to have lost the lease or the log.
+    pub losses: u64,
+    /// Times the queue ran over.
+    pub overflows: u64,
+    /// Actions that failed and are tried again.
+    pub retries: u64,
+    /// Entries that the store has taken.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flight {
+    /// The first so many steps.
+    Steps(usize),
+    /// A renewal of this epoch's log, which the timer asked for.
+    Renewal(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// There is no log that carries changes. The next poll opens one.
+    Closed,
+    /// The first entry of a new log is on its way; changes are left to the checkpoint.
+    Opening,
+    /// The new log is there and wants its checkpoint.
+    Opened,
+    /// Changes go to the log.
+    Open,
+}
+
+/// Publishes what one node holds. See the module's text.
+#[derive(Debug)]
+pub struct Publisher {
+    config: PublisherConfig,
+    info: NodeInfo,
+    phase: Phase,
+    /// The log that entries are made for.
+    epoch: u32,
+    /// Sequence of the next entry.
+    next_sequence: u64,
+    /// What the lease says; `None` before it was ever held.
+    announced: Option<NodeRecord>,
+    steps: Steps,
+    batch: Batch,
+    /// Time of the first change in `batch`.
+    batch_since: Duration,
+    /// Bytes of the current log's checkpoint, and of its deltas so far.
+    checkpoint_bytes: usize,
+    delta_bytes: usize,
+    flight: Option<Flight>,
+    renew_at: Duration,
+    /// Logs still to be renewed in this round.
+    renewals: VecDeque<u32>,
+    /// Whether the store took an entry since the last renewal.
+    appended: bool,
+    retry_at: Option<Duration>,
+    failures: u32,
+    /// Sequence, and time of the first change, of the latest entries.
+    times: VecDeque<(u64, Duration)>,
+    stats: PublisherStats,
+}
+
+impl Publisher {
+    /// How many entries' times are remembered for [`Self::staleness`].
+    const TIMES: usize = 4096;
+
+    /// A publisher for the node that `info` describes. Its first poll opens the first log.
+    pub fn new(config: PublisherConfig, info: NodeInfo) -> Self {
+        Self {
+            config,
+            info,
+            phase: Phase::Closed,
+            epoch: 0,
+            next_sequence: 1,
+            announced: None,
+            steps: Steps::default(),
+            batch: Batch::default(),
+            batch_since: Duration::ZERO,
+            checkpoint_bytes: 0,
+            delta_bytes: 0,
+            flight: None,
+            renew_at: Duration::ZERO,
+            renewals: VecDeque::new(),
+            appended: false,
+            retry_at: None,
+            failures: 0,
+            times: VecDeque::new(),
+            stats: PublisherStats::default(),
+        }
+    }
+
+    /// What the node says of itself.
+    pub fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    /// The record that the lease carries by now; `None` before the node was announced.
+    pub fn announced(&self) -> Option<&NodeRecord> {
+        self.announced.as_ref()
+    }
+
+    /// Whether everything reported so far has been taken by the store and announced.
+    pub fn is_settled(&self) -> bool {
+        self.phase == Phase::Open
+            && self.steps.is_empty()
+            && self.batch.is_empty()
+            && self.flight.is_none()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> PublisherStats {
+        self.stats
+    }
+
+    /// The node now holds these blocks, each the successor of the one before it and the first one
+    /// the successor of `parent`; or it holds them elsewhere than before.
+    ///
+    /// # Panics
+    /// If there are not as many locations as fingerprints.
+    pub fn stored(
+        &mut self,
+        now: Duration,
+        mut parent: Option<u64>,
+        mut fingerprints: &[u64],
+        mut locations: &[Location],
+    ) {
+        assert_eq!(
+            fingerprints.len(),
+            locations.len(),
+            "one location for each block"
+        );
+        while self.phase == Phase::Open && !fingerprints.is_empty() {
+            let Some(n) = self.make_room(now, fingerprints.len()) else {
+                return;
+            };
+            self.batch.add(parent, &fingerprints[..n], &locations[..n]);
+            parent = Some(fingerprints[n - 1]);
+            (fingerprints, locations) = (&fingerprints[n..], &locations[n..]);
+        }
+    }
+
+    /// The node no longer holds these blocks.
+    pub fn removed(&mut self, now: Duration, mut fingerprints: &[u64]) {
+        while self.phase == Phase::Open && !fingerprints.is_empty() {
+            let Some(n) = self.make_room(now, fingerprints.len()) else {
+                return;
+            };
+            self.batch.remove(&fingerprints[..n]);
+            fingerprints = &fingerprints[n..];
+        }
+    }
+
+    /// How many of `wanted` blocks fit the batch, after sealing a full one: at least one. `None` if
+    /// the queue ran over.
+    fn make_room(&mut self, now: Duration, wanted: usize) -> Option<usize> {
+        if self.batch.room() == 0 {
+            self.seal_batch();
+        }
+        if self.batch.is_empty() {
+            self.batch_since = now;
+        }
+        (self.phase == Phase::Open).then(|| wanted.min(self.batch.room()))
+    }
+
+    /// Publishes everything again in a new log, as if the store had lost it. For whoever finds that
+    /// the log in the store has a gap.
+    pub fn republish(&mut self) {
+        self.stats.losses += 1;
+        self.close();
+    }
+
+    /// The next thing to ask of the store, unless something is under way or nothing is due. `live`
+    /// must be what the calls of [`Self::stored`] and [`Self::removed`] so far add up to.
+    pub fn poll(&mut self, now: Duration, live: &dyn LiveSet) -> Option<PublishAction> {
+        if self.flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        if let Some(action) = self.renewal(now) {
+            return Some(action);
+        }
+        match self.phase {
+            Phase::Closed => self.open_epoch(),
+            Phase::Opening => {}
+            Phase::Opened => self.write_checkpoint(live),
+            Phase::Open => {
+                if self.log_is_long() {
+                    self.rotate(live);
+                } else if self.steps.is_empty() && self.batch_due(now) {
+                    self.seal_batch();
+                }
+            }
+        }
+        self.next_step()
+    }
+
+    /// When to poll next, if nothing else happens before; `None` while an action is under way. May
+    /// lie in the past: then at once.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.flight.is_some() {
+            return None;
+        }
+        if self.retry_at.is_some() {
+            return self.retry_at;
+        }
+        let busy = self.phase != Phase::Open || !self.steps.is_empty() || self.log_is_long();
+        if busy || !self.renewals.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let batch = (!self.batch.is_empty()).then(|| self.batch_since + self.config.batch_interval);
+        Some(batch.map_or(self.renew_at, |at| at.min(self.renew_at)))
+    }
+
+    /// How old the oldest change in entry `sequence` is, for measuring how long changes take to
+    /// become visible. Entries before it are forgotten.
+    pub fn staleness(&mut self, now: Duration, sequence: u64) -> Option<Duration> {
+        while self.times.front().is_some_and(|(at, _)| *at < sequence) {
+            self.times.pop_front();
+        }
+        let (at, since) = self.times.front()?;
+        (*at == sequence).then(|| now.saturating_sub(*since))
+    }
+
+    fn batch_due(&self, now: Duration) -> bool {
+        !self.batch.is_empty() && now >= self.batch_since + self.config.batch_interval
+    }
+
+    /// Whether it is time for a rotation, and none is going on.
+    fn log_is_long(&self) -> bool {
+        let limit = self.config.rotate_min_bytes.max(2 * self.checkpoint_bytes);
+        let announced = self.announced.as_ref().map(|record| record.epoch);
+        self.phase == Phase::Open && announced == Some(self.epoch) && self.delta_bytes > limit
+    }
+
+    /// Renews what is announced, and the log of a coming epoch that is being written.
+    fn renewal(&mut self, now: Duration) -> Option<PublishAction> {
+        let announced = self.announced.as_ref()?;
+        if now >= self.renew_at && self.renewals.is_empty() {
+            self.renewals.push_back(announced.epoch);
+            let has_log = matches!(self.phase, Phase::Opened | Phase::Open);
+            if has_log && self.epoch != announced.epoch && !self.steps.creates_log() {
+                self.renewals.push_back(self.epoch);
+            }
+        }
+        let epoch = *self.renewals.front()?;
+        self.flight = Some(Flight::Renewal(epoch));
+        Some(PublishAction::Renew {
+            name: self.info.node().to_string(),
+            record: announced.encode(),
+            log: self.info.node().log(epoch),
+            ttl: self.config.lease_ttl,
+        })
+    }
+
+    fn next_step(&mut self) -> Option<PublishAction> {
+        let node = self.info.node();
+        let ttl = self.config.lease_ttl;
+        let (taken, action) = match self.steps.front()? {
+            Step::Append { epoch, create, .. } => {
+                let entries = self.steps.leading_entries(self.config.max_append_bytes);
+                let log = node.log(*epoch);
+                let create = *create;
+                (
+                    entries.len(),
+                    PublishAction::Append {
+                        log,
+                        entries,
+                        create,
+                        ttl,
+                    },
+                )
+            }
+            Step::Announce(record) => {
+                let action = PublishAction::Renew {
+                    name: node.to_string(),
+                    record: record.encode(),
+                    log: record.log(),
+                    ttl,
+                };
+                (1, action)
+            }
+            Step::Retire { epoch } => {
+                let log = node.log(*epoch);
+                (1, PublishAction::Retire { log, ttl })
+            }
+        };
+        self.flight = Some(Flight::Steps(taken));
+        Some(action)
+    }
+}
+
+#[cfg(test)]
+mod tests;

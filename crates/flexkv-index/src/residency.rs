@@ -1,0 +1,260 @@
+//! What this node holds itself: for each block the slots it lies in, the block before it, and how
+//! recently it was used.
+//!
+//! A block may lie in several tiers at once; peers are told of the fastest. Knows nothing of how
+//! much a tier holds: the tier says when it is full, and [`Residency::victims`] says what to give
+//! up. Does no I/O.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+use flexkv_block::{BlockKey, Generation, Location, SlotId, Tier};
+
+mod chain;
+mod policy;
+
+pub use policy::{EntryId, EvictionPolicy, Lru};
+
+/// Tiers in the order in which they are preferred.
+const TIERS: [Tier; 2] = [Tier::Host, Tier::Ssd];
+
+/// Live blocks in chain order; what a checkpoint is made of.
+pub trait LiveSet {
+    /// Calls `each` with runs that together are all live blocks: the block before the run, the
+    /// fingerprints, and where each block lies. A block comes after its parent if both are live.
+    fn for_each_run(&self, each: &mut dyn FnMut(Option<u64>, &[u64], &[Location]));
+}
+
+/// What [`Residency::remove`] left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// The block was not there, or lies elsewhere in this tier by now. Nothing was changed.
+    Absent,
+    /// Nothing: the block is gone.
+    Gone,
+    /// The block still lies in another tier, here.
+    Left(Location),
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: BlockKey,
+    parent: Option<BlockKey>,
+    slots: [Option<(SlotId, Generation)>; TIERS.len()],
+}
+
+impl Entry {
+    fn location(&self, tier: Tier) -> Option<Location> {
+        let (slot, generation) = self.slots[index(tier)]?;
+        Some(Location {
+            tier,
+            slot,
+            generation,
+        })
+    }
+
+    fn best(&self) -> Option<Location> {
+        TIERS.iter().find_map(|tier| self.location(*tier))
+    }
+}
+
+const fn index(tier: Tier) -> usize {
+    match tier {
+        Tier::Host => 0,
+        Tier::Ssd => 1,
+    }
+}
+
+/// Hashes a key by its low 64 bits, which are a keyed hash already.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
+
+/// A key as the map sees it: equality on all 128 bits, hashed by the fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MapKey(BlockKey);
+
+impl Hash for MapKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.fingerprint());
+    }
+}
+
+/// The blocks of this node. Every operation on a block takes constant time.
+#[derive(Debug)]
+pub struct Residency<P: EvictionPolicy = Lru> {
+    map: HashMap<MapKey, EntryId, BuildHasherDefault<KeyHasher>>,
+    entries: Vec<Entry>,
+    /// Places in `entries` that hold nothing.
+    free: Vec<EntryId>,
+    policies: [P; TIERS.len()],
+}
+
+impl<P: EvictionPolicy + Default> Default for Residency<P> {
+    fn default() -> Self {
+        Self::new(P::default(), P::default())
+    }
+}
+
+impl<P: EvictionPolicy> Residency<P> {
+    /// Holds nothing; each tier has its own eviction policy.
+    pub fn new(host: P, ssd: P) -> Self {
+        Self {
+            map: HashMap::default(),
+            entries: Vec::new(),
+            free: Vec::new(),
+            policies: [host, ssd],
+        }
+    }
+
+    /// Number of blocks, each counted once.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether no block is here.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Notes that the block `key`, which comes after `parent`, lies at `location`. Returns where it
+    /// lay in that tier before.
+    pub fn insert(
+        &mut self,
+        key: BlockKey,
+        parent: Option<BlockKey>,
+        location: Location,
+    ) -> Option<Location> {
+        let id = match self.map.get(&MapKey(key)) {
+            Some(id) => *id,
+            None => self.add(key, parent),
+        };
+        let tier = index(location.tier);
+        let entry = &mut self.entries[id.index()];
+        let before = entry.location(location.tier);
+        entry.slots[tier] = Some((location.slot, location.generation));
+        if before.is_none() {
+            let parent = entry.parent.and_then(|key| self.find(key));
+            let parent = parent.filter(|id| self.entries[id.index()].slots[tier].is_some());
+            self.policies[tier].on_insert(id, parent);
+        }
+        before
+    }
+
+    fn add(&mut self, key: BlockKey, parent: Option<BlockKey>) -> EntryId {
+        let entry = Entry {
+            key,
+            parent,
+            slots: [None; TIERS.len()],
+        };
+        let id = if let Some(id) = self.free.pop() {
+            self.entries[id.index()] = entry;
+            id
+        } else {
+            self.entries.push(entry);
+            EntryId::new(self.entries.len() - 1)
+        };
+        self.map.insert(MapKey(key), id);
+        id
+    }
+
+    fn find(&self, key: BlockKey) -> Option<EntryId> {
+        self.map.get(&MapKey(key)).copied()
+    }
+
+    fn entry(&self, key: BlockKey) -> Option<&Entry> {
+        self.find(key).map(|id| &self.entries[id.index()])
+    }
+
+    /// Where the block lies, in the fastest of its tiers.
+    pub fn get(&self, key: BlockKey) -> Option<Location> {
+        self.entry(key)?.best()
+    }
+
+    /// Where the block lies in `tier`.
+    pub fn get_in(&self, key: BlockKey, tier: Tier) -> Option<Location> {
+        self.entry(key)?.location(tier)
+    }
+
+    /// The block before `key`, if `key` is here and not the first of its prompt.
+    pub fn parent(&self, key: BlockKey) -> Option<BlockKey> {
+        self.entry(key)?.parent
+    }
+
+    /// How many leading blocks of `keys` are here.
+    pub fn leading(&self, keys: &[BlockKey]) -> usize {
+        keys.iter()
+            .take_while(|key| self.find(**key).is_some())
+            .count()
+    }
+
+    /// Notes that a prompt was used; `keys` are its blocks from the first one on. Tails become the
+    /// next to go before their heads, without which they are worthless. Absent blocks are skipped.
+    pub fn touch(&mut self, keys: &[BlockKey]) {
+        for key in keys.iter().rev() {
+            let Some(id) = self.find(*key) else { continue };
+            for (tier, policy) in self.policies.iter_mut().enumerate() {
+                if self.entries[id.index()].slots[tier].is_some() {
+                    policy.on_touch(id);
+                }
+            }
+        }
+    }
+
+    /// The blocks of `tier`, those to give up first coming first.
+    pub fn victims(&self, tier: Tier) -> impl Iterator<Item = (BlockKey, Location)> {
+        let policy = &self.policies[index(tier)];
+        std::iter::successors(policy.next_victim(None), |id| policy.next_victim(Some(*id)))
+            .filter_map(move |id| {
+                let entry = &self.entries[id.index()];
+                Some((entry.key, entry.location(tier)?))
+            })
+    }
+
+    /// Notes that the block no longer lies at `location`.
+    pub fn remove(&mut self, key: BlockKey, location: Location) -> Removed {
+        let Some(id) = self.find(key) else {
+            return Removed::Absent;
+        };
+        let entry = &mut self.entries[id.index()];
+        if entry.location(location.tier) != Some(location) {
+            return Removed::Absent;
+        }
+        let tier = index(location.tier);
+        entry.slots[tier] = None;
+        let left = entry.best();
+        self.policies[tier].on_remove(id);
+        if let Some(location) = left {
+            return Removed::Left(location);
+        }
+        self.map.remove(&MapKey(key));
+        self.free.push(id);
+        Removed::Gone
+    }
+
+    /// All blocks and where they lie, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (BlockKey, Location)> {
+        self.map.iter().filter_map(|(key, id)| {
+            let best = self.entries[id.index()].best()?;
+            Some((key.0, best))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
