@@ -11,7 +11,7 @@ use crate::shell::Run;
 /// A seed decides everything: nodes, prompts, faults, and the order of events. A failure prints
 /// its seed; the same seed fails again in the same way.
 ///
-///   cargo xtask sim                    200 seeds, from 1
+///   cargo xtask sim                    200 seeds, from 0
 ///
 ///   cargo xtask sim --seeds 10000      more of them
 ///
