@@ -1,1 +1,21 @@
-//! Block transport over TCP.
+//! Block transport over TCP: a reader pulls blocks out of an owner's tier, verified on arrival.
+//!
+//! The data path runs on blocking threads: two connections to a peer, which share a batch piece by
+//! piece; at the owner one thread for each connection. Payloads go from slot to socket and from
+//! socket to slot without a copy in between. Why so, with measurements: `docs/decisions`; the
+//! protocol byte by byte: `docs/protocol.md`.
+//!
+//! This crate knows nothing of the index, of other transports, or of who is a member.
+
+mod batch;
+mod connection;
+mod deadline;
+mod foreign;
+mod peer;
+mod server;
+mod session;
+mod transport;
+pub mod wire;
+
+pub use server::{ServerConfig, TcpServer};
+pub use transport::{TcpTransport, TransportConfig};

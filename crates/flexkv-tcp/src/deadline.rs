@@ -1,0 +1,118 @@
+//! Waiting on a socket until a deadline and not longer: the real clock, and socket time-outs.
+//!
+//! The one place of this crate that reads a clock. Knows nothing of what is sent.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// The longest deadline; a longer one means this.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// The time now. Blocking threads wait on sockets, whose time-outs are real.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "socket time-outs run on the real clock, so deadlines of this adapter do too"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// The point `after` from now, at most an hour away.
+pub(crate) fn until(after: Duration) -> Instant {
+    now() + after.min(LONGEST)
+}
+
+/// What is left until `until`; an error once nothing is.
+pub(crate) fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(left)
+}
+
+/// Whether `error` says that a socket's time-out passed.
+pub(crate) fn timed_out(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// Whether a socket's time-out of `armed` would let a call overrun a deadline `left` away by more
+/// than a quarter; setting it anew for each call would cost a system call each.
+fn overruns(armed: Duration, left: Duration) -> bool {
+    armed > left + left / 4 + Duration::from_millis(2)
+}
+
+/// One direction of a socket with the time-out that is set on it.
+pub(crate) struct Timed<'a> {
+    stream: &'a TcpStream,
+    set: fn(&TcpStream, Option<Duration>) -> io::Result<()>,
+    armed: Duration,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    /// Calls that read, until `until`.
+    pub(crate) fn reading(stream: &'a TcpStream, until: Instant) -> Self {
+        Self::new(stream, TcpStream::set_read_timeout, until)
+    }
+
+    /// Calls that write, until `until`.
+    pub(crate) fn writing(stream: &'a TcpStream, until: Instant) -> Self {
+        Self::new(stream, TcpStream::set_write_timeout, until)
+    }
+
+    fn new(
+        stream: &'a TcpStream,
+        set: fn(&TcpStream, Option<Duration>) -> io::Result<()>,
+        until: Instant,
+    ) -> Self {
+        Self {
+            stream,
+            set,
+            armed: Duration::MAX,
+            until,
+        }
+    }
+
+    /// Makes `call`, again if a signal or an early time-out ended it. A call that moves no byte
+    /// found the connection closed, which is an error here.
+    pub(crate) fn call(
+        &mut self,
+        mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            let left = left(self.until)?;
+            if overruns(self.armed, left) {
+                (self.set)(self.stream, Some(left))?;
+                self.armed = left;
+            }
+            match call(self.stream) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if timed_out(&error) || error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Fills `bytes`.
+    pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.call(|mut stream| stream.read(&mut bytes[at..]))?;
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.call(|mut stream| stream.write(&bytes[at..]))?;
+        }
+        Ok(())
+    }
+}

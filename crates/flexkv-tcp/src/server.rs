@@ -1,0 +1,254 @@
+//! The owner's half: listens, and serves each connection on a thread of its own.
+//!
+//! Knows who is connected and how to end it; what a connection says is the session's affair.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use flexkv_block::{BlockLayout, NamespaceId};
+use flexkv_ports::BlockTier;
+
+use crate::session::Session;
+use crate::transport::SCHEME;
+
+/// Connections beyond the bound that are let in only to be told why they are refused.
+const REFUSALS: usize = 8;
+/// Pause after a connection could not be accepted, as when descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How an owner serves.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The namespace of the tier's blocks; readers of another one are refused.
+    pub namespace: NamespaceId,
+    /// The address that peers should use, if it is not the one listened at.
+    pub advertise: Option<IpAddr>,
+    /// Connections served at once; further ones are refused.
+    pub max_connections: usize,
+    /// Blocks of at least this many bytes are sent by reference if their memory is a file: cheaper
+    /// for the owner, but they stay pinned until the reader has read them.
+    pub by_reference: usize,
+    /// The longest that a handshake may take.
+    pub handshake_time: Duration,
+    /// The longest that a request may take to arrive once it has begun to.
+    pub request_time: Duration,
+    /// The longest that a response may take, however patient its reader is.
+    pub response_time: Duration,
+}
+
+impl ServerConfig {
+    /// The defaults for a tier with blocks of `namespace`.
+    pub fn new(namespace: NamespaceId) -> Self {
+        Self {
+            namespace,
+            advertise: None,
+            max_connections: 256,
+            by_reference: 256 << 10,
+            handshake_time: Duration::from_secs(5),
+            request_time: Duration::from_secs(5),
+            response_time: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The owner's half of the TCP transport. Dropping it closes all connections and waits for their
+/// threads, which takes no longer than they need to notice.
+pub struct TcpServer {
+    address: SocketAddr,
+    endpoint: String,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    listener: TcpListener,
+    tier: Arc<dyn BlockTier>,
+    config: ServerConfig,
+    state: Mutex<State>,
+    stopping: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    last: u64,
+    open: HashMap<u64, Open>,
+}
+
+/// A connection: its socket, to be shut down, and its thread, to be waited for.
+struct Open {
+    stream: Arc<TcpStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TcpServer {
+    /// Serves the blocks of `tier` at `address`; port 0 takes a free one.
+    pub fn start(
+        address: SocketAddr,
+        tier: Arc<dyn BlockTier>,
+        config: ServerConfig,
+    ) -> io::Result<Self> {
+        let bytes = tier.shape().block_bytes;
+        if bytes == 0 || bytes as u64 > BlockLayout::MAX_BLOCK_BYTES {
+            let text = format!("blocks of {bytes} bytes cannot be served");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        let advertised = config.advertise.unwrap_or_else(|| address.ip());
+        let shared = Arc::new(Shared {
+            listener,
+            tier,
+            config,
+            state: Mutex::default(),
+            stopping: Condvar::new(),
+        });
+        let accepting = shared.clone();
+        let accepting = Builder::new()
+            .name("flexkv-tcp-acc".to_owned())
+            .spawn(move || accepting.accept_all())?;
+        Ok(Self {
+            address,
+            endpoint: format!("{SCHEME}://{}", SocketAddr::new(advertised, address.port())),
+            shared,
+            accepting: Some(accepting),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where peers find it, such as `tcp://10.0.0.1:7000`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().open.len()
+    }
+
+    /// Closes all connections and waits for their threads; the same as dropping it.
+    pub fn shutdown(self) {}
+}
+
+impl Drop for TcpServer {
+    fn drop(&mut self) {
+        self.shared.lock().stopped = true;
+        self.shared.stopping.notify_all();
+        // Shutting a listening socket down ends a call of accept that waits on it.
+        if let Err(error) =
+            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both)
+        {
+            tracing::warn!(%error, address = %self.address, "cannot shut the listener down");
+        }
+        self.accepting.take().map(JoinHandle::join);
+        let open = std::mem::take(&mut self.shared.lock().open);
+        for connection in open.values() {
+            // It fails only if the connection has ended already.
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        }
+        for mut connection in open.into_values() {
+            connection.thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+impl std::fmt::Debug for TcpServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpServer")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn accept_all(self: Arc<Self>) {
+        loop {
+            let accepted = self.listener.accept();
+            if self.lock().stopped {
+                return;
+            }
+            let started = accepted.and_then(|(stream, peer)| self.admit(stream, peer));
+            if let Err(error) = started {
+                tracing::warn!(%error, "cannot take a connection");
+                self.pause();
+            }
+        }
+    }
+
+    /// Waits a little, or until the server stops.
+    fn pause(&self) {
+        let waited = self
+            .stopping
+            .wait_timeout_while(self.lock(), ACCEPT_PAUSE, |state| !state.stopped);
+        drop(waited);
+    }
+
+    /// Starts the thread of a new connection. Beyond the bound, a few threads say why not; beyond
+    /// those, connections are just closed.
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let mut state = self.lock();
+        let open = state.open.len();
+        if open >= self.config.max_connections + REFUSALS {
+            return Ok(());
+        }
+        let admitted = open < self.config.max_connections;
+        state.last += 1;
+        let id = state.last;
+        let stream = Arc::new(stream);
+        let entry = Open {
+            stream: stream.clone(),
+            thread: None,
+        };
+        state.open.insert(id, entry);
+        drop(state);
+        let guard = Registered {
+            shared: self.clone(),
+            id,
+        };
+        let thread = Builder::new()
+            .name("flexkv-tcp-put".to_owned())
+            .spawn(move || guard.serve(stream, peer, admitted))?;
+        if let Some(entry) = self.lock().open.get_mut(&id) {
+            entry.thread = Some(thread);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection in the server's list, which it leaves when this is dropped.
+struct Registered {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Registered {
+    fn serve(self, stream: Arc<TcpStream>, peer: SocketAddr, admitted: bool) {
+        let shared = self.shared.clone();
+        let session = Session::new(&stream, &*shared.tier, &shared.config);
+        let (result, held) = session.run(admitted);
+        if let Err(error) = result {
+            tracing::debug!(%error, %peer, "connection ended");
+        }
+        drop(self);
+        drop(stream);
+        drop(held);
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.shared.lock().open.remove(&self.id);
+    }
+}

@@ -1,0 +1,355 @@
+//! The owner's end of one connection: handshake, then requests until the reader leaves.
+//!
+//! Whatever the reader sends, nothing is allocated beyond the bytes that arrived or a constant.
+//! Blocks sent by reference stay pinned until the reader says that it has read them. Knows nothing
+//! of other connections.
+
+use std::collections::VecDeque;
+use std::io::{self, Read as _};
+use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use flexkv_block::FrameHeader;
+use flexkv_ports::{BlockTier, MemorySlice, ReadSlot};
+use rustix::fs::sendfile;
+use rustix::net::sockopt;
+use thiserror::Error;
+
+use crate::deadline::{self, Timed};
+use crate::foreign::{self, Cursor};
+use crate::server::ServerConfig;
+use crate::wire::{
+    ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, HELLO_BYTES, Hello, MAX_COUNT, REQUEST_BYTES,
+    RESPONSE_BYTES, Refusal, Request, RequestKind, Response, VERSION, Welcome, WireError,
+};
+
+/// Requests whose blocks may be held at once; a reader that goes on without releasing is cut off.
+const MAX_HELD: usize = 8;
+/// How much longer blocks are held than the reader said it would wait for them.
+const HOLD_GRACE: Duration = Duration::from_secs(1);
+/// Bytes read from the socket at a time.
+const INBOX: usize = 8 << 10;
+/// Silence after which the kernel asks whether the reader's host still lives.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Why a connection ended, other than by the reader leaving.
+#[derive(Debug, Error)]
+pub(crate) enum SessionError {
+    /// The socket failed, or a deadline passed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The handshake was refused.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The reader does not release what it was sent.
+    #[error("the reader asks on without releasing blocks")]
+    Unreleased,
+    /// The reader does not speak the protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// What a connection needs of its server.
+pub(crate) struct Session<'a> {
+    stream: &'a TcpStream,
+    tier: &'a dyn BlockTier,
+    config: &'a ServerConfig,
+    inbox: Inbox,
+    last_id: u32,
+    held: VecDeque<Held>,
+}
+
+/// Blocks that the socket may still refer to.
+pub(crate) struct Held {
+    id: u32,
+    /// When the reader of the request gives up by itself.
+    until: Instant,
+    pins: Vec<ReadSlot>,
+}
+
+impl<'a> Session<'a> {
+    /// A connection that was just accepted.
+    pub(crate) fn new(
+        stream: &'a TcpStream,
+        tier: &'a dyn BlockTier,
+        config: &'a ServerConfig,
+    ) -> Self {
+        Self {
+            stream,
+            tier,
+            config,
+            inbox: Inbox::new(),
+            last_id: 0,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Serves the connection until it ends. One that is not `admitted` is refused. What is still
+    /// held must be dropped after the socket.
+    pub(crate) fn run(mut self, admitted: bool) -> (Result<(), SessionError>, VecDeque<Held>) {
+        let mut result = self.serve(admitted);
+        if !self.held.is_empty() {
+            // Closing then throws away what is queued instead of sending it later.
+            let linger = sockopt::set_socket_linger(self.stream, Some(Duration::ZERO));
+            result = result.and_then(|()| Ok(linger.map_err(io::Error::from)?));
+        }
+        (result, self.held)
+    }
+
+    fn serve(&mut self, admitted: bool) -> Result<(), SessionError> {
+        self.stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(self.stream, true).map_err(io::Error::from)?;
+        sockopt::set_tcp_keepidle(self.stream, KEEPALIVE).map_err(io::Error::from)?;
+        self.handshake(admitted)?;
+        while self.wait()? {
+            let until = deadline::until(self.config.request_time);
+            let mut reading = Timed::reading(self.stream, until);
+            let request = Request::decode(&self.inbox.take::<REQUEST_BYTES>(&mut reading)?)?;
+            self.release(request.released);
+            if request.kind == RequestKind::Fetch {
+                let entries = self.entries(request.count, &mut reading)?;
+                self.answer(&request, &entries)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn handshake(&mut self, admitted: bool) -> Result<(), SessionError> {
+        let until = deadline::until(self.config.handshake_time);
+        let mut reading = Timed::reading(self.stream, until);
+        let hello = Hello::decode(&self.inbox.take::<HELLO_BYTES>(&mut reading)?)?;
+        let refused = self.judge(&hello, admitted);
+        let message = refused.as_ref().map_or("", |(_, message)| message);
+        let welcome = Welcome {
+            version: VERSION,
+            refusal: refused.as_ref().map(|(refusal, _)| *refusal),
+            block_bytes: self.tier.shape().block_bytes as u32,
+            message_bytes: message.len() as u16,
+        };
+        let mut bytes = welcome.encode().to_vec();
+        bytes.extend_from_slice(message.as_bytes());
+        Timed::writing(self.stream, until).write_all(&bytes)?;
+        refused.map_or(Ok(()), |(_, message)| Err(SessionError::Refused(message)))
+    }
+
+    /// Why the reader is refused, if it is. Each message is far below its largest size.
+    fn judge(&self, hello: &Hello, admitted: bool) -> Option<(Refusal, String)> {
+        let block_bytes = self.tier.shape().block_bytes;
+        if hello.version != VERSION {
+            let found = hello.version;
+            let text = format!("protocol version {found} is not spoken here ({VERSION} is)");
+            return Some((Refusal::Version, text));
+        }
+        if hello.namespace != self.config.namespace {
+            let text = format!("namespace {} is not served here", hello.namespace);
+            return Some((Refusal::Namespace, text));
+        }
+        if hello.block_bytes as usize != block_bytes {
+            let found = hello.block_bytes;
+            let text = format!("blocks have {block_bytes} bytes here, not {found}");
+            return Some((Refusal::BlockSize, text));
+        }
+        if !admitted {
+            let most = self.config.max_connections;
+            let text = format!("all {most} connections are in use");
+            return Some((Refusal::TooManyConnections, text));
+        }
+        None
+    }
+
+    /// Waits for the next request; false if the reader has left. A reader may stay silent, but
+    /// blocks are held for it only until it has given up by itself.
+    fn wait(&mut self) -> io::Result<bool> {
+        if !self.inbox.is_empty() {
+            return Ok(true);
+        }
+        let hold = self.held.back().map(|held| held.until + HOLD_GRACE);
+        let hold = hold.map(deadline::left).transpose()?;
+        self.stream.set_read_timeout(hold)?;
+        loop {
+            match self.inbox.fill(self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                filled => return Ok(filled? > 0),
+            }
+        }
+    }
+
+    fn entries(&mut self, count: u32, reading: &mut Timed<'_>) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for _ in 0..count.min(MAX_COUNT) {
+            entries.push(Entry::decode(&self.inbox.take::<ENTRY_BYTES>(reading)?));
+        }
+        Ok(entries)
+    }
+
+    /// Ends the pins of all requests up to `id`.
+    fn release(&mut self, id: u32) {
+        while self.held.pop_front_if(|held| held.id <= id).is_some() {}
+    }
+
+    fn answer(&mut self, request: &Request, entries: &[Entry]) -> Result<(), SessionError> {
+        if request.id <= self.last_id {
+            return Err(SessionError::Wire(WireError::Id {
+                what: "request",
+                found: request.id,
+            }));
+        }
+        self.last_id = request.id;
+        if self.held.len() >= MAX_HELD {
+            return Err(SessionError::Unreleased);
+        }
+        let blocks: Vec<_> = entries.iter().map(|entry| self.pin(entry)).collect();
+        let patience = Duration::from_millis(request.patience_ms.into());
+        let until = deadline::until(patience.min(self.config.response_time));
+        self.send(request.id, blocks, until)
+    }
+
+    fn pin(&self, entry: &Entry) -> Option<ReadSlot> {
+        let location = entry.location()?;
+        if location.tier != self.tier.shape().tier {
+            return None;
+        }
+        self.tier.pin(location, entry.key).ok()
+    }
+
+    fn send(
+        &mut self,
+        id: u32,
+        blocks: Vec<Option<ReadSlot>>,
+        until: Instant,
+    ) -> Result<(), SessionError> {
+        let least = self.config.by_reference;
+        let held = blocks
+            .iter()
+            .flatten()
+            .any(|pin| file(pin, least).is_some());
+        let head = head(id, held, &blocks);
+        let pins: Vec<_> = blocks.into_iter().flatten().collect();
+        let mut writing = Timed::writing(self.stream, until);
+        if !held {
+            send_copied(&mut writing, &head, &pins)?;
+            return Ok(());
+        }
+        // Held before the first byte goes out, so that they are even if sending fails half-way.
+        self.held.push_back(Held { id, until, pins });
+        let pins = self.held.back().map_or(&[][..], |held| &held.pins);
+        send_referred(&mut writing, &head, pins, least)?;
+        Ok(())
+    }
+}
+
+/// The file to send the block from, if it has `least` bytes and so is sent by reference.
+fn file(pin: &ReadSlot, least: usize) -> Option<BorrowedFd<'_>> {
+    let bytes = pin.bytes();
+    bytes.memory().fd().filter(|_| bytes.len() >= least)
+}
+
+/// The response and its answers.
+fn head(id: u32, held: bool, blocks: &[Option<ReadSlot>]) -> Vec<u8> {
+    let mut head = Vec::with_capacity(RESPONSE_BYTES + ANSWER_BYTES * blocks.len());
+    let count = blocks.len() as u32;
+    head.extend_from_slice(&Response { held, id, count }.encode());
+    for block in blocks {
+        let answer = block.as_ref().map_or(Answer::Stale, |pin| {
+            Answer::Found(FrameHeader {
+                key: pin.key(),
+                location: pin.location(),
+                length: pin.bytes().len() as u32,
+                checksum: pin.checksum(),
+            })
+        });
+        head.extend_from_slice(&answer.encode());
+    }
+    head
+}
+
+/// Sends head and payloads; the kernel has copied them when this returns.
+fn send_copied(writing: &mut Timed<'_>, head: &[u8], pins: &[ReadSlot]) -> io::Result<()> {
+    let mut payloads = Cursor::new(pins.iter().map(ReadSlot::bytes).collect());
+    let mut head = head;
+    while !(head.is_empty() && payloads.is_done()) {
+        let spans = payloads.window(usize::MAX);
+        let sent = writing.call(|stream| foreign::send(stream, head, &spans, false))?;
+        let of_head = sent.min(head.len());
+        head = &head[of_head..];
+        payloads.advance(sent - of_head, |_, _| {});
+    }
+    Ok(())
+}
+
+/// Sends the head, then the payloads by reference to their file.
+fn send_referred(
+    writing: &mut Timed<'_>,
+    head: &[u8],
+    pins: &[ReadSlot],
+    least: usize,
+) -> io::Result<()> {
+    let mut head = head;
+    while !head.is_empty() {
+        let sent = writing.call(|stream| foreign::send(stream, head, &[], true))?;
+        head = &head[sent..];
+    }
+    for pin in pins {
+        match file(pin, least) {
+            Some(file) => send_file(writing, file, pin.bytes())?,
+            None => send_copied(writing, &[], std::slice::from_ref(pin))?,
+        }
+    }
+    Ok(())
+}
+
+fn send_file(writing: &mut Timed<'_>, file: BorrowedFd<'_>, bytes: &MemorySlice) -> io::Result<()> {
+    let mut offset = bytes.offset() as u64;
+    let end = offset + bytes.len() as u64;
+    while offset < end {
+        let left = (end - offset) as usize;
+        writing.call(|stream| Ok(sendfile(stream, file, Some(&mut offset), left)?))?;
+    }
+    Ok(())
+}
+
+/// Bytes that have arrived but were not yet asked for.
+struct Inbox {
+    bytes: Box<[u8; INBOX]>,
+    from: usize,
+    to: usize,
+}
+
+impl Inbox {
+    fn new() -> Self {
+        Self {
+            bytes: Box::new([0; INBOX]),
+            from: 0,
+            to: 0,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.from == self.to
+    }
+
+    /// Reads what has arrived, once the inbox is empty.
+    fn fill(&mut self, mut stream: &TcpStream) -> io::Result<usize> {
+        self.from = 0;
+        self.to = 0;
+        self.to = stream.read(&mut self.bytes[..])?;
+        Ok(self.to)
+    }
+
+    /// The next `N` bytes.
+    fn take<const N: usize>(&mut self, reading: &mut Timed<'_>) -> io::Result<[u8; N]> {
+        let mut out = [0; N];
+        let mut at = 0;
+        while at < N {
+            if self.is_empty() {
+                reading.call(|stream| self.fill(stream))?;
+            }
+            let step = (N - at).min(self.to - self.from);
+            out[at..at + step].copy_from_slice(&self.bytes[self.from..self.from + step]);
+            self.from += step;
+            at += step;
+        }
+        Ok(out)
+    }
+}

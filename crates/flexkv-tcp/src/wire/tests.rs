@@ -1,0 +1,184 @@
+//! Tests of the codec: layouts, refusals, any bytes.
+
+use flexkv_block::{Checksum, Generation, SlotId, Tier};
+use proptest::prelude::*;
+
+use super::*;
+
+fn location() -> Location {
+    Location {
+        tier: Tier::Host,
+        slot: SlotId(7),
+        generation: Generation::FIRST,
+    }
+}
+
+fn header() -> FrameHeader {
+    FrameHeader {
+        key: BlockKey::from_u128(0x1122),
+        location: location(),
+        length: 4096,
+        checksum: Checksum(0xfeed),
+    }
+}
+
+fn request() -> Request {
+    Request {
+        kind: RequestKind::Fetch,
+        id: 9,
+        count: 3,
+        released: 8,
+        patience_ms: 1500,
+    }
+}
+
+#[test]
+fn layouts_are_as_documented() {
+    let hello = Hello {
+        version: 0x0201,
+        block_bytes: 0x0605_0403,
+        namespace: NamespaceId::from_u128(0xaabb),
+    }
+    .encode();
+    assert_eq!(&hello[..8], b"FKV-TCP\n");
+    assert_eq!(hello[8..16], [1, 2, 0, 0, 3, 4, 5, 6]);
+    assert_eq!(hello[16..20], [0xbb, 0xaa, 0, 0]);
+
+    let welcome = Welcome {
+        version: 1,
+        refusal: Some(Refusal::BlockSize),
+        block_bytes: 5,
+        message_bytes: 6,
+    }
+    .encode();
+    assert_eq!(
+        welcome[8..24],
+        [1, 0, 3, 0, 5, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]
+    );
+
+    let bytes = request().encode();
+    assert_eq!(&bytes[..4], b"FKRQ");
+    assert_eq!(bytes[4..12], [1, 0, 0, 0, 9, 0, 0, 0]);
+    assert_eq!(bytes[12..20], [3, 0, 0, 0, 8, 0, 0, 0]);
+    assert_eq!(bytes[20..32], [0xdc, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+
+    let response = Response {
+        held: true,
+        id: 9,
+        count: 3,
+    }
+    .encode();
+    assert_eq!(&response[..4], b"FKRS");
+    assert_eq!(response[4..16], [1, 0, 0, 0, 9, 0, 0, 0, 3, 0, 0, 0]);
+
+    let found = Answer::Found(header()).encode();
+    assert_eq!(found[..8], [1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(found[8..], header().encode());
+    assert_eq!(Answer::Stale.encode()[0], 2);
+}
+
+#[test]
+fn what_is_encoded_decodes() {
+    for refusal in [
+        None,
+        Some(Refusal::Version),
+        Some(Refusal::Namespace),
+        Some(Refusal::BlockSize),
+        Some(Refusal::TooManyConnections),
+    ] {
+        let welcome = Welcome {
+            version: 3,
+            refusal,
+            block_bytes: 1 << 20,
+            message_bytes: 256,
+        };
+        assert_eq!(Welcome::decode(&welcome.encode()), Ok(welcome));
+    }
+    let hello = Hello {
+        version: VERSION,
+        block_bytes: 77,
+        namespace: NamespaceId::from_u128(u128::MAX),
+    };
+    assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+    assert_eq!(Request::decode(&request().encode()), Ok(request()));
+    let entry = Entry {
+        location: location().to_word(),
+        key: BlockKey::from_u128(5),
+    };
+    assert_eq!(Entry::decode(&entry.encode()), entry);
+    assert_eq!(entry.location(), Some(location()));
+    for answer in [Answer::Found(header()), Answer::Stale] {
+        assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+    }
+}
+
+#[test]
+fn bad_messages_are_named() {
+    fn check<T: std::fmt::Debug>(result: Result<T, WireError>, text: &str) {
+        let error = result.expect_err(text).to_string();
+        assert!(error.contains(text), "`{error}` does not say `{text}`");
+    }
+    check(Hello::decode(&[b'G'; HELLO_BYTES]), "no hello");
+    check(Welcome::decode(&[0; WELCOME_BYTES]), "no welcome");
+    let mut welcome = [0; WELCOME_BYTES];
+    welcome[..8].copy_from_slice(&MAGIC);
+    welcome[10] = 99;
+    check(Welcome::decode(&welcome), "unknown refusal 99");
+    welcome[10] = 0;
+    welcome[17] = 2;
+    check(Welcome::decode(&welcome), "unknown message length 512");
+
+    let with = |change: fn(&mut Request)| {
+        let mut request = request();
+        change(&mut request);
+        Request::decode(&request.encode())
+    };
+    check(with(|r| r.count = 0), "count 0");
+    check(with(|r| r.count = MAX_COUNT + 1), "count 4097");
+    check(with(|r| r.kind = RequestKind::Release), "count 3");
+    check(with(|r| r.released = 10), "unexpected id 10");
+    let mut bytes = request().encode();
+    bytes[4] = 77;
+    check(Request::decode(&bytes), "unknown kind 77");
+
+    let response = Response {
+        held: false,
+        id: 9,
+        count: 3,
+    }
+    .encode();
+    check(Response::decode(&response, 8, 3), "unexpected id 9");
+    check(Response::decode(&response, 9, 4), "count 3");
+    check(Answer::decode(&[3; ANSWER_BYTES]), "unknown status 3");
+    check(Answer::decode(&[1; ANSWER_BYTES]), "bad frame header");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_decode_or_are_refused(bytes in any::<[u8; ANSWER_BYTES]>()) {
+        fn head<const N: usize>(magic: &[u8], bytes: &[u8]) -> [u8; N] {
+            let mut out = [0; N];
+            out.copy_from_slice(&bytes[..N]);
+            out[..magic.len()].copy_from_slice(magic);
+            out
+        }
+        if let Ok(request) = Request::decode(&head(&REQUEST_MAGIC, &bytes)) {
+            prop_assert!(request.count <= MAX_COUNT);
+            prop_assert!(request.released <= request.id);
+        }
+        if let Ok(welcome) = Welcome::decode(&head(&MAGIC, &bytes)) {
+            prop_assert!(usize::from(welcome.message_bytes) <= MAX_MESSAGE_BYTES);
+        }
+        let _ = Hello::decode(&head(&MAGIC, &bytes));
+        let _ = Response::decode(&head(&RESPONSE_MAGIC, &bytes), 1, 1);
+        let _ = Answer::decode(&bytes);
+        let _ = Entry::decode(&head(&[], &bytes)).location();
+    }
+
+    #[test]
+    fn a_damaged_frame_header_is_never_taken(at in 8usize..ANSWER_BYTES, bit in 0u8..8) {
+        let mut bytes = Answer::Found(header()).encode();
+        bytes[at] ^= 1 << bit;
+        prop_assert!(Answer::decode(&bytes).is_err());
+    }
+}

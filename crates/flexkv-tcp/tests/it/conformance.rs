@@ -1,0 +1,66 @@
+//! The suite that every transport runs, with payloads copied and with payloads sent by reference.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use flexkv_ports::conformance::{TransportHarness, transport};
+use flexkv_ports::{BlockTier, Transport};
+use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport};
+
+use crate::support::{FileTier, NAMESPACE, config, heap, serve};
+
+struct Harness {
+    owner: Arc<dyn BlockTier>,
+    reader: Arc<dyn BlockTier>,
+    transport: Arc<TcpTransport>,
+    server: TcpServer,
+}
+
+impl Harness {
+    fn new(owner: Arc<dyn BlockTier>, by_reference: usize) -> Self {
+        let shape = owner.shape();
+        let server = ServerConfig {
+            by_reference,
+            ..ServerConfig::new(NAMESPACE)
+        };
+        Self {
+            reader: heap(shape.slots, shape.block_bytes),
+            transport: Arc::new(TcpTransport::new(config(shape.block_bytes))),
+            server: serve(owner.clone(), server),
+            owner,
+        }
+    }
+}
+
+impl TransportHarness for Harness {
+    fn owner(&self) -> Arc<dyn BlockTier> {
+        self.owner.clone()
+    }
+
+    fn endpoint(&self) -> String {
+        self.server.endpoint().to_owned()
+    }
+
+    fn reader(&self) -> Arc<dyn BlockTier> {
+        self.reader.clone()
+    }
+
+    fn transport(&self) -> Arc<dyn Transport> {
+        self.transport.clone()
+    }
+
+    fn dead_endpoint(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        format!("tcp://{}", listener.local_addr().expect("its address"))
+    }
+}
+
+#[tokio::test]
+async fn conforms_with_copied_payloads() {
+    transport(async |slots, bytes| Harness::new(heap(slots, bytes), usize::MAX)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms_with_payloads_sent_by_reference() {
+    transport(async |slots, bytes| Harness::new(FileTier::new(slots, bytes), 1)).await;
+}

@@ -1,0 +1,223 @@
+//! Readers that send garbage, do not read, or keep what they were lent.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flexkv_block::Location;
+use flexkv_ports::{BlockTier, Eviction};
+use flexkv_tcp::wire::{Entry, Request, RequestKind, WELCOME_BYTES};
+use flexkv_tcp::{ServerConfig, TcpServer};
+use proptest::prelude::*;
+
+use crate::support::{
+    FileTier, NAMESPACE, Reader, dial, eventually, heap, hello, key, serve, store,
+};
+
+const BYTES: usize = 4 << 20;
+
+fn fetch(id: u32, released: u32, blocks: &[(Location, u32)], patience: Duration) -> Vec<u8> {
+    let request = Request {
+        kind: RequestKind::Fetch,
+        id,
+        count: blocks.len() as u32,
+        released,
+        patience_ms: patience.as_millis() as u32,
+    };
+    let mut bytes = request.encode().to_vec();
+    for (location, n) in blocks {
+        let entry = Entry {
+            location: location.to_word(),
+            key: key(*n),
+        };
+        bytes.extend_from_slice(&entry.encode());
+    }
+    bytes
+}
+
+/// A connection on which the handshake was made.
+fn greeted(server: &TcpServer, block_bytes: usize) -> TcpStream {
+    let mut stream = dial(server, &hello(block_bytes));
+    stream
+        .read_exact(&mut [0; WELCOME_BYTES])
+        .expect("a welcome");
+    stream
+}
+
+/// Reads until the owner closes; how many bytes came.
+fn drain(mut stream: TcpStream) -> usize {
+    let mut bytes = vec![0; 1 << 20];
+    let mut count = 0;
+    while let Ok(n @ 1..) = stream.read(&mut bytes) {
+        count += n;
+    }
+    count
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
+    for tier in [heap(8, BYTES), FileTier::new(8, BYTES)] {
+        let stored = store(&*tier, 8);
+        let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+        let mut stream = greeted(&server, BYTES);
+        let request = fetch(1, 0, &stored, Duration::from_millis(200));
+        stream.write_all(&request).expect("room to send");
+        stream.peek(&mut [0]).expect("the answer begins");
+        assert_eq!(tier.evict(stored[7].0), Eviction::Pinned);
+        for (location, n) in &stored {
+            let evicted = || tier.evict(*location) == Eviction::Done;
+            eventually(&format!("block {n} is unpinned"), evicted).await;
+        }
+        eventually("the connection is closed", || server.connections() == 0).await;
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_by_reference_stays_pinned_until_it_is_released() {
+    let tier = FileTier::new(2, BYTES);
+    let stored = store(&*tier, 2);
+    let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+    let mut stream = greeted(&server, BYTES);
+    let patience = Duration::from_secs(600);
+    let mut receive = |request: Vec<u8>| {
+        stream.write_all(&request).expect("room to send");
+        let head = flexkv_tcp::wire::RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES;
+        let mut bytes = vec![0; head + BYTES];
+        stream.read_exact(&mut bytes).expect("a block");
+    };
+    receive(fetch(1, 0, &stored[..1], patience));
+    assert_eq!(tier.evict(stored[0].0), Eviction::Pinned);
+    receive(fetch(2, 1, &stored[1..], patience));
+    assert_eq!(tier.evict(stored[0].0), Eviction::Done);
+    assert_eq!(tier.evict(stored[1].0), Eviction::Pinned);
+    drop(stream);
+    let evicted = || tier.evict(stored[1].0) == Eviction::Done;
+    eventually("a reader that left needs no pins", evicted).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_never_releases_is_cut_off() {
+    let bytes = 4096;
+    let tier = FileTier::new(1, bytes);
+    let stored = store(&*tier, 1);
+    let config = ServerConfig {
+        by_reference: 1,
+        ..ServerConfig::new(NAMESPACE)
+    };
+    let server = serve(tier.clone(), config);
+    let mut stream = greeted(&server, bytes);
+    for id in 1..100 {
+        let request = fetch(id, 0, &stored, Duration::from_secs(60));
+        if stream.write_all(&request).is_err() {
+            break;
+        }
+    }
+    assert!(drain(stream) < 50 * bytes, "served 50 unreleased requests");
+    let evicted = || tier.evict(stored[0].0) == Eviction::Done;
+    eventually("its pins end", evicted).await;
+}
+
+#[tokio::test]
+async fn half_a_hello_or_request_is_not_waited_for() {
+    let tier = heap(1, 4096);
+    let stored = store(&*tier, 1);
+    let short = Duration::from_millis(100);
+    let config = ServerConfig {
+        handshake_time: short,
+        request_time: short,
+        ..ServerConfig::new(NAMESPACE)
+    };
+    let server = serve(tier, config);
+    let mut half = TcpStream::connect(server.address()).expect("a connection");
+    half.write_all(&hello(4096).encode()[..31])
+        .expect("room to send");
+    let mut later = greeted(&server, 4096);
+    let request = fetch(1, 0, &stored, Duration::from_secs(1));
+    later
+        .write_all(&request[..request.len() - 1])
+        .expect("room to send");
+    eventually("both are closed", || server.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn requests_out_of_order_or_without_meaning_end_the_connection() {
+    let bytes = 4096;
+    let tier = heap(1, bytes);
+    let stored = store(&*tier, 1);
+    let server = serve(tier, ServerConfig::new(NAMESPACE));
+    let second = Duration::from_secs(1);
+    let answer = flexkv_tcp::wire::RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES + bytes;
+    for (requests, answers) in [
+        (vec![fetch(0, 0, &stored, second)], 0),
+        (vec![fetch(1, 0, &[], second)], 0),
+        (
+            vec![fetch(5, 0, &stored, second), fetch(5, 0, &stored, second)],
+            1,
+        ),
+        (
+            vec![fetch(5, 0, &stored, second), fetch(6, 9, &stored, second)],
+            1,
+        ),
+    ] {
+        let mut stream = greeted(&server, bytes);
+        stream.write_all(&requests.concat()).expect("room to send");
+        assert_eq!(drain(stream), answers * answer);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn garbage_never_harms_the_owner_nor_the_next_reader(
+        garbage in proptest::collection::vec(any::<u8>(), 0..2000),
+        prefix in 0..4u8,
+    ) {
+        let owner = OWNER.get_or_init(Owner::new);
+        let mut bytes = Vec::new();
+        if prefix > 0 {
+            bytes.extend_from_slice(&hello(4096).encode());
+        }
+        if prefix > 1 {
+            bytes.extend_from_slice(&fetch(1, 0, &owner.stored, Duration::from_secs(1)));
+        }
+        if prefix > 2 {
+            bytes.extend_from_slice(b"FKRQ\x01\0\0\0");
+        }
+        bytes.extend_from_slice(&garbage);
+        let mut stream = TcpStream::connect(owner.server.address()).expect("a connection");
+        // The owner may have hung up on earlier bytes.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        drain(stream);
+        let endpoint = owner.server.endpoint();
+        let fetching = owner.reader.eventually_fetches(endpoint, &owner.stored);
+        owner.runtime.block_on(fetching);
+    }
+}
+
+/// One owner and one good reader for all cases of garbage.
+struct Owner {
+    server: TcpServer,
+    reader: Reader,
+    stored: Vec<(Location, u32)>,
+    runtime: tokio::runtime::Runtime,
+}
+
+static OWNER: std::sync::OnceLock<Owner> = std::sync::OnceLock::new();
+
+impl Owner {
+    fn new() -> Self {
+        let tier: Arc<dyn BlockTier> = heap(4, 4096);
+        let stored = store(&*tier, 2);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        Self {
+            server: serve(tier, ServerConfig::new(NAMESPACE)),
+            reader: Reader::new(2, 4096),
+            stored,
+            runtime: runtime.enable_all().build().expect("a runtime"),
+        }
+    }
+}
