@@ -1,1 +1,201 @@
-//! The cache node: match, fetch, store, evict, publish, serve.
+//! The cache node: it answers what exists, fetches what is elsewhere, keeps what engines compute,
+//! evicts, and tells the cluster.
+//!
+//! It drives the pure state machines of `flexkv-index` and the ports of `flexkv-ports`. Serving
+//! peers is the transports' affair: their servers read the same tier.
+//!
+//! The node knows no Redis, no sockets, no memfd and no wall clock; its only clock is tokio's, so
+//! that a simulation can replace time.
+
+mod cache;
+mod config;
+mod core;
+mod counters;
+mod load;
+mod peers;
+mod sync;
+mod tickets;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flexkv_block::BlockKey;
+use flexkv_index::{
+    Follower, FollowerConfig, NodeId, NodeInfo, OwnerId, Publisher, PublisherConfig, RecordError,
+    Residency, Snapshot,
+};
+use flexkv_ports::{BlockTier, MetadataStore, Transport};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+pub use crate::config::NodeConfig;
+use crate::core::{Core, State};
+use crate::counters::Counters;
+use crate::peers::Peers;
+use crate::tickets::Tickets;
+
+/// What a node is built from.
+pub struct NodePorts {
+    /// Where blocks lie.
+    pub tier: Arc<dyn BlockTier>,
+    /// The cluster's metadata store; `None` for a node that is alone.
+    pub store: Option<Arc<dyn MetadataStore>>,
+    /// Ways to fetch from peers, best first.
+    pub transports: Vec<Arc<dyn Transport>>,
+    /// Source of the node's incarnation.
+    pub rng: fastrand::Rng,
+}
+
+/// A running node. Dropping it ends its tasks as a crash would; see [`Node::stop`].
+pub struct Node {
+    shared: Arc<Shared>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// What the node's tasks share.
+struct Shared {
+    config: NodeConfig,
+    id: NodeId,
+    started: Instant,
+    own: OwnerId,
+    tier: Arc<dyn BlockTier>,
+    store: Option<Arc<dyn MetadataStore>>,
+    transports: Vec<Arc<dyn Transport>>,
+    snapshot: Snapshot,
+    core: Core,
+    peers: Peers,
+    tickets: Tickets,
+    counters: Counters,
+}
+
+impl Shared {
+    /// Time since the node started.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Node {
+    /// Starts a node: its tasks run on the current tokio runtime. Its metrics go to `recorder`.
+    ///
+    /// # Errors
+    /// If an endpoint or the locality in `config` cannot be published.
+    pub fn start(
+        config: NodeConfig,
+        ports: NodePorts,
+        recorder: &dyn metrics::Recorder,
+    ) -> Result<Arc<Self>, RecordError> {
+        let mut rng = ports.rng;
+        let id = NodeId {
+            name: config.name.clone(),
+            incarnation: rng.u64(..),
+        };
+        let info = NodeInfo::new(
+            id.clone(),
+            config.namespace,
+            u32::try_from(ports.tier.shape().block_bytes).unwrap_or(u32::MAX),
+            config.locality.clone(),
+            config.endpoints.clone(),
+        )?;
+        let (mut writer, snapshot) = flexkv_index::snapshot();
+        let own = writer
+            .add_owner()
+            .unwrap_or_else(|| unreachable!("a new snapshot has room"));
+        writer.set_live(own, true);
+        let publisher = ports.store.is_some().then(|| {
+            let defaults = PublisherConfig::default();
+            let (batch_interval, lease_ttl) = (config.batch_interval, config.lease);
+            Publisher::new(
+                PublisherConfig {
+                    batch_interval,
+                    lease_ttl,
+                    ..defaults
+                },
+                info.clone(),
+            )
+        });
+        let following = FollowerConfig {
+            gone_after: config.gone_after,
+            ..FollowerConfig::default()
+        };
+        let state = State {
+            residency: Residency::default(),
+            publisher,
+            follower: Follower::new(following, info),
+            writer,
+            peers_shown: 0,
+        };
+        let shared = Arc::new(Shared {
+            counters: Counters::register(recorder, config.name.as_str()),
+            peers: Peers::new(config.peer_backoff, config.peer_backoff_max),
+            config,
+            id,
+            started: Instant::now(),
+            own,
+            tier: ports.tier,
+            store: ports.store,
+            transports: ports.transports,
+            snapshot,
+            core: Core::new(state, own),
+            tickets: Tickets::default(),
+        });
+        let tasks = sync::start(&shared);
+        Ok(Arc::new(Self {
+            shared,
+            tasks: Mutex::new(tasks),
+        }))
+    }
+
+    /// Which node this is, in which of its lives.
+    pub fn id(&self) -> &NodeId {
+        &self.shared.id
+    }
+
+    /// Peers whose blocks this node knows of by now.
+    pub fn peers(&self) -> usize {
+        self.shared.peers.table().peers.len()
+    }
+
+    /// Blocks this node holds.
+    pub fn blocks(&self) -> usize {
+        self.shared.core.lock().residency.len()
+    }
+
+    /// Which of `keys` this node holds.
+    pub fn holds(&self, keys: &[BlockKey]) -> Vec<bool> {
+        self.shared
+            .core
+            .find(keys)
+            .iter()
+            .map(Option::is_some)
+            .collect()
+    }
+
+    /// Tickets that engines hold.
+    pub fn tickets(&self) -> usize {
+        self.shared.tickets.len()
+    }
+
+    /// Leaves the cluster: peers forget this node at once instead of after its lease. Loads end,
+    /// all tickets are released.
+    pub async fn stop(&self) {
+        self.end_tasks();
+        drop(self.shared.tickets.clear());
+        sync::leave(&self.shared).await;
+    }
+
+    fn end_tasks(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end_tasks();
+        drop(self.shared.tickets.clear());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What a node is told when it starts.
+
+use std::time::Duration;
+
+use flexkv_block::NamespaceId;
+use flexkv_index::NodeName;
+
+/// Settings of one node. [`NodeConfig::new`] gives defaults that suit a cluster on one network.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The node's name in logs and metrics; need not be unique.
+    pub name: NodeName,
+    /// The one deployment whose blocks this node keeps.
+    pub namespace: NamespaceId,
+    /// Operator's label of where the node is, such as a rack; empty for none.
+    pub locality: String,
+    /// Addresses at which peers fetch from this node, such as `tcp://10.0.0.1:7000`.
+    pub endpoints: Vec<String>,
+    /// How long the metadata store keeps this node's lease unless it is renewed.
+    pub lease: Duration,
+    /// How long changes are gathered before they are published together.
+    pub batch_interval: Duration,
+    /// How often the list of members is read.
+    pub members_interval: Duration,
+    /// How long a peer may be missing from the list before its blocks are forgotten.
+    pub gone_after: Duration,
+    /// Longest wait for one peer within a load; then its blocks are sought elsewhere.
+    pub fetch_timeout: Duration,
+    /// A peer that failed is left out for this long, doubled with every further failure.
+    pub peer_backoff: Duration,
+    /// The longest that a failed peer is left out.
+    pub peer_backoff_max: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults for node `name` of `namespace`.
+    pub fn new(name: NodeName, namespace: NamespaceId) -> Self {
+        Self {
+            name,
+            namespace,
+            locality: String::new(),
+            endpoints: Vec::new(),
+            lease: Duration::from_secs(10),
+            batch_interval: Duration::from_millis(2),
+            members_interval: Duration::from_secs(2),
+            gone_after: Duration::from_secs(5),
+            fetch_timeout: Duration::from_secs(1),
+            peer_backoff: Duration::from_millis(200),
+            peer_backoff_max: Duration::from_secs(10),
+        }
+    }
+}

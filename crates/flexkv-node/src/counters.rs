@@ -1,0 +1,188 @@
+//! The node's counters: one per outcome, so that "why was this a miss" can be answered.
+//!
+//! They go through the `metrics` facade to whatever recorder the caller brings; this module knows
+//! no exporter.
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+
+/// Why a block that was looked up was not handed to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// No live node is known to have it.
+    Absent,
+    /// Its owner no longer had it.
+    Stale,
+    /// What arrived, or lay here, was not the block.
+    Corrupt,
+    /// Its owner did not answer.
+    Unreachable,
+    /// No slot could be freed to fetch it into.
+    NoSpace,
+    /// The load's deadline came first.
+    Deadline,
+    /// A block before it could not be loaded, so it was of no use.
+    Broken,
+}
+
+/// Handles of all metrics of one node.
+pub(crate) struct Counters {
+    pub(crate) lookups: Counter,
+    pub(crate) looked_up_blocks: Counter,
+    pub(crate) hit_local: Counter,
+    pub(crate) hit_remote: Counter,
+    misses: [Counter; 7],
+    pub(crate) stored_blocks: Counter,
+    pub(crate) refused_blocks: Counter,
+    pub(crate) evicted_blocks: Counter,
+    pub(crate) fetched_bytes: Counter,
+    pub(crate) fetched_stale: Counter,
+    pub(crate) fetched_corrupt: Counter,
+    pub(crate) fetched_unreachable: Counter,
+    pub(crate) local_corrupt: Counter,
+    pub(crate) store_errors: Counter,
+    pub(crate) publish_appends: Counter,
+    pub(crate) peer_loaded: Counter,
+    pub(crate) peer_gone: Counter,
+    pub(crate) peer_resynced: Counter,
+    pub(crate) peer_refused: Counter,
+    pub(crate) peer_troubled: Counter,
+    pub(crate) peers: Gauge,
+    pub(crate) resident_blocks: Gauge,
+    pub(crate) tickets: Gauge,
+    pub(crate) publish_to_visible: Histogram,
+}
+
+/// Registers metrics of one node at a recorder.
+struct Registrar<'a> {
+    recorder: &'a dyn Recorder,
+    node: String,
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+impl Registrar<'_> {
+    fn key(&self, name: &'static str, label: Option<(&'static str, &'static str)>) -> Key {
+        let mut labels = vec![Label::new("node", self.node.clone())];
+        labels.extend(label.map(|(name, value)| Label::new(name, value)));
+        Key::from_parts(name, labels)
+    }
+
+    fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Counter {
+        self.recorder
+            .describe_counter(name.into(), Some(Unit::Count), help.into());
+        self.recorder
+            .register_counter(&self.key(name, label), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        self.recorder
+            .describe_gauge(name.into(), Some(Unit::Count), help.into());
+        self.recorder
+            .register_gauge(&self.key(name, None), &METADATA)
+    }
+
+    fn miss(&self, reason: &'static str) -> Counter {
+        let help = "Blocks looked up but not handed to an engine, by reason";
+        self.counter("flexkv_missed_blocks_total", help, Some(("reason", reason)))
+    }
+
+    fn hit(&self, source: &'static str) -> Counter {
+        let help = "Verified blocks handed to engines, by source";
+        self.counter("flexkv_hit_blocks_total", help, Some(("source", source)))
+    }
+
+    fn fetch(&self, outcome: &'static str) -> Counter {
+        let help = "Single fetches from a peer that failed, by outcome";
+        self.counter(
+            "flexkv_fetch_failures_total",
+            help,
+            Some(("outcome", outcome)),
+        )
+    }
+
+    fn peer(&self, event: &'static str) -> Counter {
+        self.counter(
+            "flexkv_peer_events_total",
+            "Changes of peers seen",
+            Some(("event", event)),
+        )
+    }
+}
+
+impl Counters {
+    pub(crate) fn register(recorder: &dyn Recorder, node: &str) -> Self {
+        let at = Registrar {
+            recorder,
+            node: node.to_owned(),
+        };
+        let visible = "flexkv_publish_to_visible_seconds";
+        recorder.describe_histogram(
+            visible.into(),
+            Some(Unit::Seconds),
+            "From a change at this node to reading it back from the metadata store".into(),
+        );
+        Self {
+            lookups: at.counter("flexkv_lookups_total", "Prefixes looked up", None),
+            looked_up_blocks: at.counter("flexkv_looked_up_blocks_total", "Blocks looked up", None),
+            hit_local: at.hit("local"),
+            hit_remote: at.hit("remote"),
+            misses: [
+                at.miss("absent"),
+                at.miss("stale"),
+                at.miss("corrupt"),
+                at.miss("unreachable"),
+                at.miss("no_space"),
+                at.miss("deadline"),
+                at.miss("broken_prefix"),
+            ],
+            stored_blocks: at.counter(
+                "flexkv_stored_blocks_total",
+                "Blocks stored by engines",
+                None,
+            ),
+            refused_blocks: at.counter(
+                "flexkv_refused_blocks_total",
+                "Blocks that engines wanted to store and no slot could be freed for",
+                None,
+            ),
+            evicted_blocks: at.counter("flexkv_evicted_blocks_total", "Blocks evicted", None),
+            fetched_bytes: at.counter(
+                "flexkv_fetched_bytes_total",
+                "Verified bytes from peers",
+                None,
+            ),
+            fetched_stale: at.fetch("stale"),
+            fetched_corrupt: at.fetch("corrupt"),
+            fetched_unreachable: at.fetch("unreachable"),
+            local_corrupt: at.counter(
+                "flexkv_local_corrupt_blocks_total",
+                "Blocks of this node whose bytes had changed; they are dropped",
+                None,
+            ),
+            store_errors: at.counter(
+                "flexkv_metadata_errors_total",
+                "Calls that the metadata store refused or did not answer",
+                None,
+            ),
+            publish_appends: at.counter("flexkv_publish_appends_total", "Appends to the log", None),
+            peer_loaded: at.peer("loaded"),
+            peer_gone: at.peer("gone"),
+            peer_resynced: at.peer("resynced"),
+            peer_refused: at.peer("refused"),
+            peer_troubled: at.peer("faulty_log"),
+            peers: at.gauge("flexkv_peers", "Peers whose blocks are known"),
+            resident_blocks: at.gauge("flexkv_resident_blocks", "Blocks this node holds"),
+            tickets: at.gauge("flexkv_tickets", "Tickets that engines hold"),
+            publish_to_visible: recorder.register_histogram(&at.key(visible, None), &METADATA),
+        }
+    }
+
+    pub(crate) fn missed(&self, reason: Miss, blocks: usize) {
+        self.misses[reason as usize].increment(blocks as u64);
+    }
+}

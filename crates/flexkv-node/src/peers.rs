@@ -1,0 +1,137 @@
+//! Peers as the fetch planner sees them: which transport reaches them, and which to leave out now.
+//!
+//! Readers load an immutable table; it is replaced as a whole. Knows nothing of blocks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use flexkv_index::{OwnerId, OwnerSet};
+
+/// How to reach one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    /// The first endpoint in the order of our transports, if there is a common one.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+/// An endpoint and the transport for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Index into the node's transports.
+    pub(crate) transport: usize,
+    pub(crate) uri: String,
+}
+
+/// The table that readers see.
+#[derive(Clone, Default)]
+pub(crate) struct PeerTable {
+    pub(crate) peers: BTreeMap<OwnerId, Peer>,
+    /// Peers that nothing should be fetched from now: no common transport, or in back-off.
+    pub(crate) excluded: OwnerSet,
+}
+
+#[derive(Clone, Copy)]
+struct Failing {
+    failures: u32,
+    retry_at: Duration,
+}
+
+/// All peers and their health.
+pub(crate) struct Peers {
+    table: ArcSwap<PeerTable>,
+    failing: Mutex<BTreeMap<OwnerId, Failing>>,
+    backoff: Duration,
+    backoff_max: Duration,
+}
+
+impl Peers {
+    pub(crate) fn new(backoff: Duration, backoff_max: Duration) -> Self {
+        Self {
+            table: ArcSwap::default(),
+            failing: Mutex::default(),
+            backoff,
+            backoff_max,
+        }
+    }
+
+    pub(crate) fn table(&self) -> arc_swap::Guard<Arc<PeerTable>> {
+        self.table.load()
+    }
+
+    /// Replaces the peers by those of the follower.
+    pub(crate) fn update(&self, now: Duration, peers: BTreeMap<OwnerId, Peer>) {
+        let mut failing = self.failing();
+        failing.retain(|owner, _| peers.contains_key(owner));
+        self.publish(now, &failing, peers);
+    }
+
+    /// Lets peers whose back-off is over be tried again.
+    pub(crate) fn tick(&self, now: Duration) {
+        let failing = self.failing();
+        let table = self.table.load();
+        if failing
+            .iter()
+            .any(|(owner, f)| f.retry_at <= now && table.excluded.contains(*owner))
+        {
+            self.publish(now, &failing, table.peers.clone());
+        }
+    }
+
+    /// A fetch from `owner` failed because it did not answer.
+    pub(crate) fn failed(&self, now: Duration, owner: OwnerId) {
+        let mut failing = self.failing();
+        let entry = failing.entry(owner).or_insert(Failing {
+            failures: 0,
+            retry_at: now,
+        });
+        if entry.failures > 0 && entry.retry_at > now {
+            return;
+        }
+        let wait = self
+            .backoff
+            .saturating_mul(1 << entry.failures.min(16))
+            .min(self.backoff_max);
+        *entry = Failing {
+            failures: entry.failures.saturating_add(1),
+            retry_at: now + wait,
+        };
+        self.publish(now, &failing, self.table.load().peers.clone());
+    }
+
+    /// `owner` answered.
+    pub(crate) fn succeeded(&self, now: Duration, owner: OwnerId) {
+        if !self.table.load().peers.contains_key(&owner) {
+            return;
+        }
+        let mut failing = self.failing();
+        if failing.remove(&owner).is_some() {
+            self.publish(now, &failing, self.table.load().peers.clone());
+        }
+    }
+
+    fn publish(
+        &self,
+        now: Duration,
+        failing: &BTreeMap<OwnerId, Failing>,
+        peers: BTreeMap<OwnerId, Peer>,
+    ) {
+        let mut excluded = OwnerSet::default();
+        for (owner, peer) in &peers {
+            let waits = failing.get(owner).is_some_and(|f| f.retry_at > now);
+            if waits || peer.endpoint.is_none() {
+                excluded.insert(*owner);
+            }
+        }
+        self.table.store(Arc::new(PeerTable { peers, excluded }));
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeMap<OwnerId, Failing>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! Keeping in step with the cluster: one task publishes what changes here, one follows the others.
+//!
+//! Both only carry: what to say is the publisher's affair, what it means the follower's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flexkv_index::{FollowerEvent, NodeRecord, OwnerId, PublishAction, PublishOutcome, Trouble};
+use flexkv_ports::{LogCursor, LogEntry, LogRead, Member, MetadataStore, StoreError};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::Shared;
+use crate::core::State;
+use crate::peers::{Endpoint, Peer};
+
+/// Entries read of one log at a time.
+const READ_ENTRIES_MAX: usize = 64;
+/// Pause after the store did not answer.
+const STORE_PAUSE: Duration = Duration::from_millis(100);
+/// Segments looked at per turn when a peer's blocks are swept out of the snapshot.
+const SWEEP_SEGMENTS: usize = 1024;
+
+/// Starts the tasks of a node that has a store.
+pub(crate) fn start(shared: &Arc<Shared>) -> Vec<AbortHandle> {
+    let Some(store) = shared.store.clone() else {
+        return Vec::new();
+    };
+    let publish = tokio::spawn(publish(shared.clone(), store.clone()));
+    let follow = tokio::spawn(follow(shared.clone(), store));
+    vec![publish.abort_handle(), follow.abort_handle()]
+}
+
+/// Gives the lease up, as far as the store can be reached.
+pub(crate) async fn leave(shared: &Shared) {
+    let Some(store) = &shared.store else { return };
+    let epoch = {
+        let state = shared.core.lock();
+        state
+            .publisher
+            .as_ref()
+            .and_then(|publisher| publisher.announced().map(|r| r.epoch))
+    };
+    let Some(epoch) = epoch else { return };
+    if let Err(error) = store
+        .leave(&shared.id.to_string(), &shared.id.log(epoch))
+        .await
+    {
+        tracing::warn!(node = %shared.id, %error, "left without telling the metadata store");
+    }
+}
+
+/// Publishes for as long as the node runs.
+async fn publish(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
+    loop {
+        let (action, due) = {
+            let mut state = shared.core.lock();
+            let State {
+                publisher,
+                residency,
+                ..
+            } = &mut *state;
+            let Some(publisher) = publisher else { return };
+            (
+                publisher.poll(shared.now(), residency),
+                publisher.poll_timeout(),
+            )
+        };
+        if let Some(action) = action {
+            let outcome = perform(&shared, &*store, action).await;
+            if let Some(publisher) = &mut shared.core.lock().publisher {
+                publisher.handle(shared.now(), outcome);
+            }
+            continue;
+        }
+        let changed = shared.core.changed.notified();
+        match due {
+            Some(at) => {
+                // Waiting until the due time even if something changed lets changes gather; but a
+                // change may make something due earlier than the renewal that is due next.
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep_until(shared.started + at) => {}
+                    () = changed => {}
+                }
+            }
+            None => changed.await,
+        }
+    }
+}
+
+async fn perform(
+    shared: &Shared,
+    store: &dyn MetadataStore,
+    action: PublishAction,
+) -> PublishOutcome {
+    let result = match action {
+        PublishAction::Append {
+            log,
+            entries,
+            create,
+            ttl,
+        } => {
+            let entry = |(sequence, bytes)| LogEntry { sequence, bytes };
+            let entries: Vec<LogEntry> = entries.into_iter().map(entry).collect();
+            shared.counters.publish_appends.increment(1);
+            store
+                .append(&log, &entries, create, ttl)
+                .await
+                .map(|()| PublishOutcome::Done)
+        }
+        PublishAction::Renew {
+            name,
+            record,
+            log,
+            ttl,
+        } => store
+            .renew(&name, record, &log, ttl)
+            .await
+            .map(|renewal| PublishOutcome::Renewed {
+                lease_kept: renewal.lease_kept,
+                log_kept: renewal.log_kept,
+            }),
+        PublishAction::Retire { log, ttl } => {
+            store.retire(&log, ttl).await.map(|()| PublishOutcome::Done)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        shared.counters.store_errors.increment(1);
+        tracing::debug!(node = %shared.id, %error, "publishing failed");
+        match error {
+            StoreError::LogLost { .. } => PublishOutcome::LogLost,
+            StoreError::Unavailable { .. } => PublishOutcome::Unavailable,
+            StoreError::Denied { .. } => PublishOutcome::Denied,
+            StoreError::Full { .. } => PublishOutcome::Full,
+        }
+    })
+}
+
+/// Follows for as long as the node runs.
+async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
+    let mut members_due = Instant::now();
+    loop {
+        if Instant::now() >= members_due {
+            members_due = Instant::now() + shared.config.members_interval;
+            match store.members().await {
+                Ok(members) => apply_members(&shared, members),
+                Err(error) => complain(&shared, &error),
+            }
+        }
+        shared.peers.tick(shared.now());
+        let cursors = cursors(&shared);
+        let wait = members_due.saturating_duration_since(Instant::now());
+        match store.read(&cursors, READ_ENTRIES_MAX, wait).await {
+            Ok(reads) => apply_reads(&shared, reads),
+            Err(error) => {
+                complain(&shared, &error);
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn complain(shared: &Shared, error: &StoreError) {
+    shared.counters.store_errors.increment(1);
+    tracing::debug!(node = %shared.id, %error, "following failed");
+}
+
+fn cursors(shared: &Shared) -> Vec<LogCursor> {
+    let cursors = shared.core.lock().follower.cursors();
+    cursors
+        .into_iter()
+        .map(|(log, after)| LogCursor { log, after })
+        .collect()
+}
+
+fn apply_members(shared: &Shared, members: Vec<Member>) {
+    let members: Vec<(String, Bytes)> = members.into_iter().map(|m| (m.name, m.record)).collect();
+    let mut state = shared.core.lock();
+    let State {
+        follower, writer, ..
+    } = &mut *state;
+    follower.members(shared.now(), &members, writer);
+    writer.sweep(SWEEP_SEGMENTS);
+    settle(shared, &mut state);
+}
+
+fn apply_reads(shared: &Shared, reads: Vec<LogRead>) {
+    for read in reads {
+        let pair = |entry: LogEntry| (entry.sequence, entry.bytes);
+        let entries: Vec<(u64, Bytes)> = read.entries.into_iter().map(pair).collect();
+        let mut state = shared.core.lock();
+        let State {
+            follower, writer, ..
+        } = &mut *state;
+        follower.entries(shared.now(), &read.log, &entries, writer);
+        writer.sweep(SWEEP_SEGMENTS);
+        settle(shared, &mut state);
+    }
+}
+
+/// After the follower was told something: counts what happened and shows the peers to readers.
+fn settle(shared: &Shared, state: &mut State) {
+    for event in state.follower.take_events() {
+        note(shared, state, &event);
+    }
+    let counters = &shared.counters;
+    counters.resident_blocks.set(state.residency.len() as f64);
+    if state.follower.changes() != state.peers_shown {
+        state.peers_shown = state.follower.changes();
+        let peer = |(owner, record): (OwnerId, &Arc<NodeRecord>)| (owner, peer(shared, record));
+        let peers: BTreeMap<OwnerId, Peer> = state.follower.peers().map(peer).collect();
+        counters.peers.set(peers.len() as f64);
+        shared.peers.update(shared.now(), peers);
+    }
+}
+
+fn note(shared: &Shared, state: &mut State, event: &FollowerEvent) {
+    let (node, counters) = (&shared.id, &shared.counters);
+    match event {
+        FollowerEvent::OwnVisible { sequence } => {
+            let publisher = state.publisher.as_mut();
+            if let Some(age) = publisher.and_then(|p| p.staleness(shared.now(), *sequence)) {
+                counters.publish_to_visible.record(age.as_secs_f64());
+            }
+            return;
+        }
+        FollowerEvent::Trouble {
+            node: owner,
+            trouble: Trouble::Gap { .. },
+            ..
+        } if owner == node => {
+            if let Some(publisher) = &mut state.publisher {
+                publisher.republish();
+                shared.core.changed.notify_one();
+            }
+        }
+        FollowerEvent::Loaded { .. } => counters.peer_loaded.increment(1),
+        FollowerEvent::Gone { .. } | FollowerEvent::Superseded { .. } => {
+            counters.peer_gone.increment(1);
+        }
+        FollowerEvent::Resync { .. } => counters.peer_resynced.increment(1),
+        FollowerEvent::Refused { .. } | FollowerEvent::NoOwnerFree { .. } => {
+            counters.peer_refused.increment(1);
+        }
+        FollowerEvent::Trouble { .. } => counters.peer_troubled.increment(1),
+        FollowerEvent::Joined { .. } | FollowerEvent::Rotated { .. } => {}
+    }
+    match event {
+        FollowerEvent::Refused { member, reason } => {
+            tracing::warn!(%node, member, %reason, "a member is left out");
+        }
+        event => tracing::debug!(%node, ?event, "followed"),
+    }
+}
+
+/// How to reach the node of `record`: by the best of our transports that it offers.
+fn peer(shared: &Shared, record: &NodeRecord) -> Peer {
+    let endpoints = record.info.endpoints();
+    let endpoint = shared
+        .transports
+        .iter()
+        .enumerate()
+        .find_map(|(transport, ours)| {
+            let speaks = |uri: &&String| {
+                uri.split_once("://")
+                    .is_some_and(|(s, _)| s == ours.scheme())
+            };
+            let uri = endpoints.iter().find(speaks)?.clone();
+            Some(Endpoint { transport, uri })
+        });
+    Peer {
+        name: record.info.node().to_string(),
+        endpoint,
+    }
+}
