@@ -1,0 +1,54 @@
+//! From the server's and the client library's errors to what the caller does next.
+//!
+//! Sorted by the server's error codes; messages are passed on as they are, after the address.
+//! Neither ever holds a password: the server does not repeat it, and we never format one.
+
+use flexkv_ports::StoreError;
+use fred::error::{Error, ErrorKind};
+
+/// The server asks for credentials, or forbids what we ask.
+const DENIED: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
+/// The server takes no writes until it has memory, disk or replicas again.
+const FULL: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
+
+/// Sorts `error`, which came while talking to the server at `address`.
+pub(crate) fn sort(address: &str, error: &Error) -> StoreError {
+    let reason = reason(address, error);
+    if *error.kind() == ErrorKind::Auth || has_code(error, &DENIED) {
+        StoreError::Denied { reason }
+    } else if has_code(error, &FULL) {
+        StoreError::Full { reason }
+    } else {
+        StoreError::Unavailable { reason }
+    }
+}
+
+/// Whether another server may have taken over, which only a new connection would find.
+pub(crate) fn is_demoted(error: &Error) -> bool {
+    has_code(error, &["READONLY"])
+}
+
+/// The server at `address` did not do `what`.
+pub(crate) fn unavailable(address: &str, what: &str) -> StoreError {
+    let reason = format!("redis at {address}: {what}");
+    StoreError::Unavailable { reason }
+}
+
+fn reason(address: &str, error: &Error) -> String {
+    format!("redis at {address}: {}", error.details())
+}
+
+/// Whether the server's error is one of `codes`. Old servers put the code of an error in a script
+/// behind words of their own and a dash.
+fn has_code(error: &Error, codes: &[&str]) -> bool {
+    let words = error.details().split_whitespace();
+    let mut words = words.map(|word| word.trim_start_matches('-'));
+    match words.next() {
+        Some("ERR") => words.any(|word| codes.contains(&word)),
+        Some(first) => codes.contains(&first),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
