@@ -1,0 +1,8 @@
+//! The local protocol over real sockets, shared memory and processes.
+
+mod cache;
+mod endpoint;
+mod memfd;
+mod processes;
+mod sessions;
+mod support;
