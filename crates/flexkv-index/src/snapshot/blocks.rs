@@ -179,10 +179,10 @@ impl BlockTable {
     }
 
     /// Loads the lines where these fingerprints belong, all at once instead of one after the other.
-    pub(super) fn touch(&self, fingerprints: &[u64]) {
+    pub(super) fn touch(&self, fingerprints: impl IntoIterator<Item = u64>) {
         let mut sum = 0u64;
         for fingerprint in fingerprints {
-            let (shard, tag) = address(*fingerprint);
+            let (shard, tag) = address(fingerprint);
             let shard = &self.shards[shard];
             sum = sum.wrapping_add(shard.slots.get(shard.home(tag)).copied().unwrap_or(0));
         }

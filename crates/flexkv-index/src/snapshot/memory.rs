@@ -1,7 +1,7 @@
 //! Memory that readers look at while the writer changes it: atomic words in chunks that never move.
 //!
-//! Chunks double in size, so that an index finds its chunk by a bit scan and growing never copies.
-//! The arena hands out arrays of words in size classes. Nothing here knows what the words mean.
+//! Chunks grow with what there is, by a sixteenth, so that an index finds its chunk by a bit scan,
+//! little is idle and no growth takes long. The arena hands out arrays of words in size classes. Nothing here knows what the words mean.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,17 +19,24 @@ pub(super) fn lines(len: usize) -> Box<[Line]> {
 /// `len` words of zeros. Built from a plain vector, whose zeros the system supplies only once a
 /// page is used; the conversion keeps its memory.
 fn words(len: usize) -> Box<[AtomicU64]> {
-    vec![0u64; len].into_iter().map(AtomicU64::new).collect()
+    let words: Vec<AtomicU64> = vec![0u64; len].into_iter().map(AtomicU64::new).collect();
+    words.into_boxed_slice()
 }
 
-const CHUNKS: usize = 40;
+/// Each power of two of indices is divided into `2^STEP_BITS` chunks.
+const STEP_BITS: u32 = 4;
+const CHUNKS: usize = 32 << STEP_BITS;
 
-/// A growing array: chunk `k` has `2^(FIRST_BITS + k)` items.
+/// A growing array: the first `2^STEP_BITS` chunks have `2^FIRST_BITS` items each, the next ones
+/// twice as many, and so on.
 pub(super) struct Chunks<T, const FIRST_BITS: u32> {
     chunks: [OnceLock<Box<[T]>>; CHUNKS],
 }
 
 impl<T, const FIRST_BITS: u32> Chunks<T, FIRST_BITS> {
+    /// What is added to an index, so that its highest bits tell its chunk.
+    const SHIFT: usize = 1 << (FIRST_BITS + STEP_BITS);
+
     pub(super) fn new() -> Self {
         Self {
             chunks: [const { OnceLock::new() }; CHUNKS],
@@ -39,13 +46,22 @@ impl<T, const FIRST_BITS: u32> Chunks<T, FIRST_BITS> {
     /// Chunk of an item and its place there.
     #[inline]
     fn place(index: usize) -> (usize, usize) {
-        let shifted = index + (1 << FIRST_BITS);
-        let bits = shifted.ilog2();
-        ((bits - FIRST_BITS) as usize, shifted - (1 << bits))
+        let shifted = index + Self::SHIFT;
+        let chunk_bits = shifted.ilog2() - STEP_BITS;
+        let doublings = (chunk_bits - FIRST_BITS) as usize;
+        // `shifted >> chunk_bits` is 2^STEP_BITS plus the step within the doubling.
+        let chunk = (doublings << STEP_BITS) + (shifted >> chunk_bits) - (1 << STEP_BITS);
+        (chunk, shifted & ((1 << chunk_bits) - 1))
     }
 
     const fn chunk_len(chunk: usize) -> usize {
-        1 << (FIRST_BITS as usize + chunk)
+        1 << (FIRST_BITS as usize + (chunk >> STEP_BITS))
+    }
+
+    /// Index of a chunk's first item.
+    const fn chunk_start(chunk: usize) -> usize {
+        let step = chunk & ((1 << STEP_BITS) - 1);
+        (step + (1 << STEP_BITS)) * Self::chunk_len(chunk) - Self::SHIFT
     }
 
     /// The item, if its chunk exists.
@@ -77,7 +93,7 @@ impl<T, const FIRST_BITS: u32> Chunks<T, FIRST_BITS> {
         while Self::chunk_len(chunk) < len {
             chunk += 1;
         }
-        Self::chunk_len(chunk) - (1 << FIRST_BITS)
+        Self::chunk_start(chunk)
     }
 
     /// Makes the chunk of `index` exist.
@@ -252,6 +268,18 @@ mod tests {
             let class = class_for(len);
             assert!(capacity(class) >= len);
             assert!(class == 0 || capacity(class - 1) < len, "{len}");
+        }
+    }
+
+    #[test]
+    fn chunks_follow_each_other() {
+        let mut index = 0;
+        for chunk in 0..100 {
+            let len = Words::chunk_len(chunk);
+            assert_eq!(Words::chunk_start(chunk), index);
+            assert_eq!(Words::place(index), (chunk, 0));
+            assert_eq!(Words::place(index + len - 1), (chunk, len - 1));
+            index += len;
         }
     }
 

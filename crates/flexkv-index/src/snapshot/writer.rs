@@ -210,8 +210,9 @@ impl SnapshotWriter {
     /// already, be it in this run. Returns how many.
     fn claim(&mut self, at: Position, run: &[u64]) -> usize {
         for (index, fingerprint) in run.iter().enumerate() {
-            if index % AHEAD == 0 {
-                self.blocks.touch(&run[index..run.len().min(index + AHEAD)]);
+            if index.is_multiple_of(AHEAD) {
+                let ahead = run[index..].iter().take(AHEAD);
+                self.blocks.touch(ahead.copied());
             }
             let store = &self.store;
             let is = |other: Position| {
@@ -236,12 +237,17 @@ impl SnapshotWriter {
         if held == stored.len() {
             return;
         }
+        let fingerprint = |word: &AtomicU64| word.load(Ordering::Relaxed);
         for (offset, word) in stored.iter().enumerate().skip(held) {
+            if (offset - held).is_multiple_of(AHEAD) {
+                let ahead = stored[offset..].iter().take(AHEAD);
+                self.blocks.touch(ahead.map(fingerprint));
+            }
             let at = Position {
                 segment: id,
                 offset,
             };
-            self.blocks.remove(word.load(Ordering::Relaxed), at);
+            self.blocks.remove(fingerprint(word), at);
         }
         self.store.cut(id, held);
     }
