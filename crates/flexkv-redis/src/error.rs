@@ -35,7 +35,16 @@ pub(crate) fn unavailable(address: &str, what: &str) -> StoreError {
 }
 
 fn reason(address: &str, error: &Error) -> String {
-    format!("redis at {address}: {}", error.details())
+    format!("redis at {address}: {}", in_words(error.details()))
+}
+
+/// The client library shows errors of the operating system as `Os { …, message: "…" }`.
+fn in_words(details: &str) -> &str {
+    let message = details
+        .strip_prefix("Os {")
+        .and_then(|fields| fields.split_once("message: \""))
+        .and_then(|(_, message)| message.split_once('"'));
+    message.map_or(details, |(message, _)| message)
 }
 
 /// Whether the server's error is one of `codes`. Old servers put the code of an error in a script

@@ -32,10 +32,13 @@ return 1";
 /// first because a client may take an array of strings for a published message.
 pub(crate) const RECORDS: &str = "\
 local records = {#KEYS - 1}
-for i = 2, #KEYS do
-  local record = redis.call('GET', KEYS[i])
-  if not record then redis.pcall('SREM', KEYS[1], KEYS[i]) end
-  records[i] = record
+for first = 2, #KEYS, 1000 do
+  local last = math.min(first + 999, #KEYS)
+  local found = redis.call('MGET', unpack(KEYS, first, last))
+  for i = first, last do
+    records[i] = found[i - first + 1]
+    if not records[i] then redis.pcall('SREM', KEYS[1], KEYS[i]) end
+  end
 end
 return records";
 

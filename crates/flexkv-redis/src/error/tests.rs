@@ -60,12 +60,15 @@ fn errors_are_sorted_by_their_code() {
 
 #[test]
 fn the_message_names_the_server() {
-    let error = sort(
-        "cache:6379",
-        &Error::new(ErrorKind::IO, "Connection refused"),
-    );
-    let expected = "the metadata store cannot be reached: redis at cache:6379: Connection refused";
-    assert_eq!(error.to_string(), expected);
+    for details in [
+        "Connection refused",
+        r#"Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }"#,
+    ] {
+        let error = sort("cache:6379", &Error::new(ErrorKind::IO, details));
+        let expected =
+            "the metadata store cannot be reached: redis at cache:6379: Connection refused";
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

@@ -256,6 +256,33 @@ async fn a_member_may_have_any_name() {
 }
 
 #[tokio::test]
+async fn members_may_be_many_and_some_are_gone() {
+    let server = server().await;
+    let store = store(&server).await;
+    for n in 0..2100 {
+        let (name, record) = (format!("n{n:04}"), Bytes::from(format!("r{n}")));
+        let renewed = store.renew(&name, record, "l", LONG).await;
+        renewed.expect("renew");
+    }
+    let gone = [0, 999, 1000, 1001, 2099];
+    for n in gone {
+        let key = format!("flexkv:{{it:{:032x}}}:lease:n{n:04}", 1);
+        assert_eq!(tell(&server, &format!("DEL {key}")).await, ":1");
+    }
+    let mut members = store.members().await.expect("members");
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    let live = (0..2100).filter(|n| !gone.contains(n));
+    let expected: Vec<_> = live
+        .map(|n| (format!("n{n:04}"), format!("r{n}")))
+        .collect();
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    let got = members.iter().map(|m| (m.name.clone(), text(&m.record)));
+    assert_eq!(got.collect::<Vec<_>>(), expected);
+    let set = format!("SCARD flexkv:{{it:{:032x}}}:members", 1);
+    assert_eq!(tell(&server, &set).await, ":2095");
+}
+
+#[tokio::test]
 async fn dropping_a_store_closes_its_connections() {
     let server = server().await;
     let clients = async || {
