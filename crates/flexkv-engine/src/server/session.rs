@@ -157,9 +157,7 @@ async fn serve(service: Arc<Service>, stream: UnixStream, held: Held) {
         }
     }
     // Before the tickets are released, so that no engine takes itself for attached meanwhile.
-    if let Err(error) = rustix::net::shutdown(read.as_ref(), Shutdown::Both) {
-        tracing::debug!(%error, "the engine closed the connection already");
-    }
+    shut(read.as_ref());
 }
 
 /// Tells the engine why its session ends, if the socket takes it at once.
@@ -207,16 +205,33 @@ struct Answers {
 }
 
 impl Answers {
+    /// Sends a reply. If the engine does not take it, the session is over, since nothing can
+    /// follow half a frame.
     async fn send(&self, id: u32, reply: &Reply) -> io::Result<()> {
         let mut frame = Vec::new();
         reply.encode(id, &mut frame);
         let socket = self.socket.lock().await;
-        let mut written = write_now(&socket, &frame)?;
+        let sent = self.write(&socket, &frame).await;
+        if sent.is_err() {
+            shut(socket.as_ref());
+        }
+        sent
+    }
+
+    async fn write(&self, socket: &OwnedWriteHalf, frame: &[u8]) -> io::Result<()> {
+        let mut written = write_now(socket, frame)?;
         while written < frame.len() {
             timeout(self.service.config.answer_within, socket.writable()).await??;
-            written += write_now(&socket, &frame[written..])?;
+            written += write_now(socket, &frame[written..])?;
         }
         Ok(())
+    }
+}
+
+/// Ends a connection in both directions, for both halves of it.
+fn shut(stream: &UnixStream) {
+    if let Err(error) = rustix::net::shutdown(stream, Shutdown::Both) {
+        tracing::debug!(%error, "the connection was closed already");
     }
 }
 

@@ -381,3 +381,37 @@ async fn an_engine_that_takes_no_answers_loses_its_session() {
     assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "time-out");
     eventually("its tickets are back", || node.cache.tickets() == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_takes_no_ends_of_loads_loses_its_session() {
+    let node = Node::with(
+        8,
+        ServerConfig {
+            answer_within: Duration::from_millis(50),
+            ..ServerConfig::default()
+        },
+    );
+    node.cache.set_loading(false);
+    let mut raw = Raw::greeted(&node);
+    let mut requests = Vec::new();
+    let keys = Vec::new().into();
+    Request::Match { keys }.encode(1, &mut requests);
+    raw.0.write_all(&requests).expect("match");
+    let (_, hit) = raw.frame().expect("Matched");
+    let ticket = Ticket(u64::from_le_bytes(*hit.first_chunk().expect("a ticket")));
+    requests.clear();
+    Request::Load {
+        ticket,
+        blocks: 0,
+        deadline: LONG,
+    }
+    .encode(2, &mut requests);
+    for id in 3..1003 {
+        Request::Wait { ticket }.encode(id, &mut requests);
+    }
+    raw.0.write_all(&requests).expect("a thousand waits");
+    raw.frame().expect("the load is started");
+    node.cache.set_loading(true);
+    eventually("its session is over", || node.server.sessions() == 0).await;
+    assert_eq!(node.cache.tickets(), 0);
+}
