@@ -1,6 +1,6 @@
 //! The global index: which node holds which blocks, as far as this node knows.
 //!
-//! - [`snapshot`]: the index in memory, read lock-free while it is written, and the prefix match.
+//! - [`mod@snapshot`]: the index in memory, read lock-free while it is written, and the prefix match.
 //! - [`record`], [`log`]: what nodes publish of themselves, and its bytes.
 //! - [`publisher`]: the owner's state machine, [`follower`]: the reader's.
 //! - [`residency`]: what this node holds itself, and what to evict next.
@@ -19,7 +19,7 @@ pub mod snapshot;
 pub use follower::{Follower, FollowerConfig, FollowerEvent, Refusal, Trouble};
 pub use publisher::{PublishAction, PublishOutcome, Publisher, PublisherConfig, PublisherStats};
 pub use record::{NameError, NodeId, NodeInfo, NodeName, NodeRecord, RecordError};
-pub use residency::{EvictionPolicy, LiveSet, Lru, Removed, Residency};
+pub use residency::{EvictionPolicy, LiveRun, LiveSet, Lru, Removed, Residency};
 pub use snapshot::{
     MAX_OWNERS, MatchOptions, OwnerId, OwnerRun, OwnerSet, PrefixMatch, Snapshot, SnapshotStats,
     SnapshotWriter, snapshot,

@@ -18,11 +18,22 @@ pub use policy::{EntryId, EvictionPolicy, Lru};
 /// Tiers in the order in which they are preferred.
 const TIERS: [Tier; 2] = [Tier::Host, Tier::Ssd];
 
+/// Blocks each of which is the successor of the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveRun<'a> {
+    /// The block before the first one; `None` at the start of a prompt.
+    pub parent: Option<u64>,
+    /// The blocks' fingerprints.
+    pub fingerprints: &'a [u64],
+    /// Where each of them lies.
+    pub locations: &'a [Location],
+}
+
 /// Live blocks in chain order; what a checkpoint is made of.
 pub trait LiveSet {
-    /// Calls `each` with runs that together are all live blocks: the block before the run, the
-    /// fingerprints, and where each block lies. A block comes after its parent if both are live.
-    fn for_each_run(&self, each: &mut dyn FnMut(Option<u64>, &[u64], &[Location]));
+    /// Calls `each` with runs that together are all live blocks. A block comes after its parent if
+    /// both are live.
+    fn for_each_run(&self, each: &mut dyn FnMut(LiveRun<'_>));
 }
 
 /// What [`Residency::remove`] left.

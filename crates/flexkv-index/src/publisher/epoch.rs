@@ -4,6 +4,7 @@
 use super::steps::Kind;
 use super::*;
 use crate::log::{Entry, EntryPlace, Rotate};
+use crate::residency::LiveRun;
 
 impl Publisher {
     /// Gives up the current log and everything queued; the next checkpoint carries it all.
@@ -76,7 +77,12 @@ impl Publisher {
     /// Queues all live blocks and the checkpoint's end. `create`: its first entry makes the log.
     fn push_checkpoint(&mut self, live: &dyn LiveSet, mut create: bool) {
         let mut batch = Batch::default();
-        live.for_each_run(&mut |mut parent, mut fingerprints, mut locations| {
+        live.for_each_run(&mut |run| {
+            let LiveRun {
+                mut parent,
+                mut fingerprints,
+                mut locations,
+            } = run;
             while !fingerprints.is_empty() {
                 if batch.room() == 0 {
                     let full = Entry::Checkpoint(std::mem::take(&mut batch));

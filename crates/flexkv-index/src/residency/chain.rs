@@ -17,7 +17,7 @@ struct Tree {
 }
 
 impl<P: EvictionPolicy> LiveSet for Residency<P> {
-    fn for_each_run(&self, each: &mut dyn FnMut(Option<u64>, &[u64], &[Location])) {
+    fn for_each_run(&self, each: &mut dyn FnMut(LiveRun<'_>)) {
         let Tree {
             child,
             sibling,
@@ -45,7 +45,11 @@ impl<P: EvictionPolicy> LiveSet for Residency<P> {
                     fork = sibling[fork as usize];
                 }
                 if next == NONE || fingerprints.len() == MAX_RUN {
-                    each(parent.map(BlockKey::fingerprint), &fingerprints, &locations);
+                    each(LiveRun {
+                        parent: parent.map(BlockKey::fingerprint),
+                        fingerprints: &fingerprints,
+                        locations: &locations,
+                    });
                     fingerprints.clear();
                     locations.clear();
                     parent = Some(entry.key);

@@ -99,11 +99,11 @@ fn leading_stops_at_the_first_hole() {
 /// All blocks and their parents as `for_each_run` tells them, in its order.
 fn told(held: &Residency) -> Vec<(u64, Option<u64>)> {
     let mut told = Vec::new();
-    held.for_each_run(&mut |parent, fingerprints, locations| {
-        assert_eq!(fingerprints.len(), locations.len());
-        assert!(!fingerprints.is_empty());
-        let mut parent = parent;
-        for fingerprint in fingerprints {
+    held.for_each_run(&mut |run| {
+        assert_eq!(run.fingerprints.len(), run.locations.len());
+        assert!(!run.fingerprints.is_empty());
+        let mut parent = run.parent;
+        for fingerprint in run.fingerprints {
             told.push((*fingerprint, parent));
             parent = Some(*fingerprint);
         }
@@ -117,7 +117,7 @@ fn a_long_prompt_is_told_in_pieces_that_follow_each_other() {
     let prompt: Vec<u64> = (1..=10_000).collect();
     store(&mut held, &prompt);
     let mut runs = Vec::new();
-    held.for_each_run(&mut |parent, fingerprints, _| runs.push((parent, fingerprints.to_vec())));
+    held.for_each_run(&mut |run| runs.push((run.parent, run.fingerprints.to_vec())));
     assert_eq!(runs.len(), 3);
     assert_eq!(runs[0].0, None);
     for pair in runs.windows(2) {

@@ -143,10 +143,11 @@ impl Cluster {
             6 => self.now += Duration::from_secs(self.rng.u64(1..40)),
             7 => self.unreachable = !self.unreachable,
             _ => {
-                // Before anybody, its owner included, has read it.
                 self.publish(i);
-                if let Some(record) = self.nodes[i].publisher.announced() {
-                    self.store.damage(&record.log(), &mut self.rng);
+                let own = self.nodes[i].id().to_string();
+                let mut cursors = self.nodes[i].follower.cursors().into_iter();
+                if let Some((log, after)) = cursors.find(|(log, _)| log.starts_with(&own)) {
+                    self.store.damage(&log, after, &mut self.rng);
                 }
             }
         }

@@ -16,7 +16,11 @@ pub(crate) const PROMPT_BLOCKS: u64 = 40;
 
 pub(crate) fn prompt(number: u64, variant: u64) -> Vec<BlockKey> {
     let block = |i: u64| {
-        let variant = if i < PROMPT_BLOCKS / 2 { 0 } else { 1 + variant };
+        let variant = if i < PROMPT_BLOCKS / 2 {
+            0
+        } else {
+            1 + variant
+        };
         let n = (number * 64 + variant) * PROMPT_BLOCKS + i + 1;
         BlockKey::from_u128(u128::from(n) << 64 | u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     };
@@ -42,8 +46,14 @@ pub(crate) fn info(number: usize, incarnation: u64) -> NodeInfo {
         incarnation,
     };
     let endpoints = vec![format!("tcp://10.0.0.{number}:7000")];
-    NodeInfo::new(node, NamespaceId::from_u128(1), 4096, String::new(), endpoints)
-        .expect("good info")
+    NodeInfo::new(
+        node,
+        NamespaceId::from_u128(1),
+        4096,
+        String::new(),
+        endpoints,
+    )
+    .expect("good info")
 }
 
 impl Node {
@@ -120,7 +130,11 @@ impl Node {
     /// What to ask of the store next.
     pub(crate) fn poll(&mut self, now: Duration) -> Option<PublishAction> {
         let action = self.publisher.poll(now, &self.held)?;
-        assert_eq!(self.publisher.poll_timeout(), None, "an action is under way");
+        assert_eq!(
+            self.publisher.poll_timeout(),
+            None,
+            "an action is under way"
+        );
         assert_eq!(self.publisher.poll(now, &self.held), None);
         Some(action)
     }
@@ -143,8 +157,7 @@ impl Node {
     pub(crate) fn read_logs(&mut self, now: Duration, store: &mut Store, limit: usize) {
         for (log, after) in self.follower.cursors() {
             let entries = store.read(now, &log, after, limit);
-            self.follower
-                .entries(now, &log, &entries, &mut self.writer);
+            self.follower.entries(now, &log, &entries, &mut self.writer);
         }
         self.writer.sweep(100);
         self.take_events(now);
@@ -197,6 +210,9 @@ impl Node {
     /// Where this node really has the leading blocks of a prompt.
     pub(crate) fn really(&self, keys: &[BlockKey]) -> Vec<Option<Location>> {
         let leading = self.held.leading(keys);
-        keys[..leading].iter().map(|key| self.held.get(*key)).collect()
+        keys[..leading]
+            .iter()
+            .map(|key| self.held.get(*key))
+            .collect()
     }
 }

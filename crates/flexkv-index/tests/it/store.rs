@@ -146,10 +146,13 @@ impl Store {
         }
     }
 
-    /// Flips a bit of the last entry of a log.
-    pub(crate) fn damage(&mut self, log: &str, rng: &mut fastrand::Rng) {
-        let last = self.logs.get_mut(log).and_then(|log| log.entries.last_mut());
-        if let Some((_, bytes)) = last {
+    /// Flips a bit of the last entry of a log, if it is one that its owner has not read yet.
+    pub(crate) fn damage(&mut self, log: &str, after: u64, rng: &mut fastrand::Rng) {
+        let last = self
+            .logs
+            .get_mut(log)
+            .and_then(|log| log.entries.last_mut());
+        if let Some((_, bytes)) = last.filter(|(sequence, _)| *sequence > after) {
             let mut damaged = bytes.to_vec();
             let at = rng.usize(0..damaged.len());
             damaged[at] ^= 1 << rng.u8(0..8);
