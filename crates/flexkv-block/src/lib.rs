@@ -17,4 +17,4 @@ pub use frame::{
 pub use key::{BlockKey, ClusterSecret, KeyChain, TokenId};
 pub use layout::{BlockLayout, LayerShape, LayoutError};
 pub use location::{Generation, Location, SlotId, Tier};
-pub use namespace::{Namespace, NamespaceError, NamespaceId, RequestScope};
+pub use namespace::{Namespace, NamespaceError, NamespaceId, RequestScope, Shard};

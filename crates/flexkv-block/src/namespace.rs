@@ -26,10 +26,19 @@ pub struct Namespace {
     pub layout: BlockLayout,
     /// How the engine arranges a block's bytes: engine, version, attention backend, ISA.
     pub engine_layout: String,
-    /// Tensor-parallel size and this shard's rank.
-    pub tensor_parallel: (u32, u32),
-    /// Pipeline-parallel size and this shard's stage.
-    pub pipeline_parallel: (u32, u32),
+    /// Tensor-parallel size.
+    pub tensor_parallel: u32,
+    /// Pipeline-parallel size.
+    pub pipeline_parallel: u32,
+}
+
+/// Which part of every block a worker of the deployment holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shard {
+    /// Tensor-parallel rank.
+    pub tensor_rank: u32,
+    /// Pipeline-parallel stage.
+    pub pipeline_stage: u32,
 }
 
 /// What separates requests within one deployment.
@@ -123,9 +132,22 @@ impl Namespace {
                 return Err(NamespaceError::Empty { field });
             }
         }
-        for (what, (size, rank)) in [
-            ("tensor-parallel rank", self.tensor_parallel),
-            ("pipeline-parallel stage", self.pipeline_parallel),
+        Ok(())
+    }
+
+    /// Checks that the deployment has such a shard.
+    pub fn check_shard(&self, shard: Shard) -> Result<(), NamespaceError> {
+        for (what, rank, size) in [
+            (
+                "tensor-parallel rank",
+                shard.tensor_rank,
+                self.tensor_parallel,
+            ),
+            (
+                "pipeline-parallel stage",
+                shard.pipeline_stage,
+                self.pipeline_parallel,
+            ),
         ] {
             if rank >= size {
                 return Err(NamespaceError::BadRank { what, rank, size });
@@ -142,8 +164,8 @@ impl Namespace {
         field(&mut out, 3, self.dtype.as_bytes());
         field(&mut out, 4, &self.layout.canonical());
         field(&mut out, 5, self.engine_layout.as_bytes());
-        field(&mut out, 6, &pair(self.tensor_parallel));
-        field(&mut out, 7, &pair(self.pipeline_parallel));
+        field(&mut out, 6, &self.tensor_parallel.to_le_bytes());
+        field(&mut out, 7, &self.pipeline_parallel.to_le_bytes());
         out
     }
 
@@ -152,9 +174,12 @@ impl Namespace {
         NamespaceId(secret.hash(&[b"id\0\0", &self.canonical()[..]].concat()))
     }
 
-    /// The key before the first block of a request in `scope`.
-    pub fn root(&self, secret: &ClusterSecret, scope: &RequestScope) -> BlockKey {
+    /// The key before the first block of a request in `scope`, as `shard` holds it. Shards of one
+    /// deployment share a namespace and differ in their keys.
+    pub fn root(&self, secret: &ClusterSecret, shard: Shard, scope: &RequestScope) -> BlockKey {
         let mut input = [b"root", &self.canonical()[..]].concat();
+        field(&mut input, 14, &shard.tensor_rank.to_le_bytes());
+        field(&mut input, 15, &shard.pipeline_stage.to_le_bytes());
         field(&mut input, 16, scope.lora.as_bytes());
         field(&mut input, 17, scope.salt.as_bytes());
         for hash in &scope.multimodal {
@@ -169,13 +194,6 @@ fn field(out: &mut Vec<u8>, tag: u16, bytes: &[u8]) {
     out.extend_from_slice(&tag.to_le_bytes());
     out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
     out.extend_from_slice(bytes);
-}
-
-fn pair((size, rank): (u32, u32)) -> [u8; 8] {
-    let mut out = [0; 8];
-    out[..4].copy_from_slice(&size.to_le_bytes());
-    out[4..].copy_from_slice(&rank.to_le_bytes());
-    out
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ fn namespace() -> Namespace {
         )
         .expect("valid"),
         engine_layout: "vllm-0.32/cpu/avx512".into(),
-        tensor_parallel: (2, 0),
-        pipeline_parallel: (1, 0),
+        tensor_parallel: 2,
+        pipeline_parallel: 1,
     }
 }
 
@@ -28,7 +28,7 @@ fn namespace() -> Namespace {
 fn every_field_separates() {
     let secret = ClusterSecret::derive(b"s");
     let base = namespace();
-    let changes: [fn(&mut Namespace); 8] = [
+    let changes: [fn(&mut Namespace); 7] = [
         |n| n.model = "other".into(),
         |n| n.revision = String::new(),
         |n| n.dtype = "float16".into(),
@@ -41,17 +41,16 @@ fn every_field_separates() {
             n.layout = BlockLayout::uniform(16, 2, shape).expect("valid");
         },
         |n| n.engine_layout.push('x'),
-        |n| n.tensor_parallel = (2, 1),
-        |n| n.tensor_parallel = (4, 0),
-        |n| n.pipeline_parallel = (2, 0),
+        |n| n.tensor_parallel = 4,
+        |n| n.pipeline_parallel = 2,
     ];
     let mut ids = vec![base.id(&secret)];
-    let mut roots = vec![base.root(&secret, &RequestScope::default())];
+    let mut roots = vec![base.root(&secret, Shard::default(), &RequestScope::default())];
     for change in changes {
         let mut other = base.clone();
         change(&mut other);
         ids.push(other.id(&secret));
-        roots.push(other.root(&secret, &RequestScope::default()));
+        roots.push(other.root(&secret, Shard::default(), &RequestScope::default()));
     }
     for scope in [
         RequestScope {
@@ -71,7 +70,7 @@ fn every_field_separates() {
             ..Default::default()
         },
     ] {
-        roots.push(base.root(&secret, &scope));
+        roots.push(base.root(&secret, Shard::default(), &scope));
     }
     for list in [
         ids.iter().map(|i| i.as_u128()).collect::<Vec<_>>(),
@@ -94,14 +93,32 @@ fn moving_bytes_between_fields_separates() {
 }
 
 #[test]
+fn shards_share_the_namespace_and_no_key() {
+    let secret = ClusterSecret::derive(b"s");
+    let base = namespace();
+    let shard = Shard {
+        tensor_rank: 1,
+        ..Shard::default()
+    };
+    let scope = RequestScope::default();
+    assert_eq!(base.check_shard(shard), Ok(()));
+    assert_ne!(
+        base.root(&secret, shard, &scope),
+        base.root(&secret, Shard::default(), &scope)
+    );
+}
+
+#[test]
 fn bad_fields_are_named() {
     let mut bad = namespace();
-    bad.tensor_parallel = (2, 2);
+    let shard = Shard {
+        tensor_rank: 2,
+        pipeline_stage: 0,
+    };
     assert_eq!(
-        bad.check().expect_err("rank 2 of 2").to_string(),
+        bad.check_shard(shard).expect_err("rank 2 of 2").to_string(),
         "tensor-parallel rank 2 is not below its size 2"
     );
-    bad = namespace();
     bad.model.clear();
     assert_eq!(
         bad.check().expect_err("no model").to_string(),
