@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexkv_index::{FollowerEvent, NodeRecord, OwnerId, PublishAction, PublishOutcome, Trouble};
+use flexkv_index::{FollowerEvent, NodeRecord, OwnerId, PublishAction, PublishOutcome};
 use flexkv_ports::{LogCursor, LogEntry, LogRead, Member, MetadataStore, StoreError};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -228,11 +228,7 @@ fn note(shared: &Shared, state: &mut State, event: &FollowerEvent) {
             }
             return;
         }
-        FollowerEvent::Trouble {
-            node: owner,
-            trouble: Trouble::Gap { .. },
-            ..
-        } if owner == node => {
+        FollowerEvent::Trouble { node: owner, .. } if owner == node => {
             if let Some(publisher) = &mut state.publisher {
                 publisher.republish();
                 shared.core.changed.notify_one();

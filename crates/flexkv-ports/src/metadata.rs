@@ -73,7 +73,7 @@ pub enum StoreError {
         /// The store's own words.
         reason: String,
     },
-    /// The log to append to is gone. Publish a new one.
+    /// The log to append to is gone, or its end is. Publish a new one.
     #[error("log `{log}` is gone from the metadata store")]
     LogLost {
         /// The log's name.
@@ -106,7 +106,8 @@ pub trait MetadataStore: Send + Sync + 'static {
 
     /// Appends `entries` (consecutive, ascending) to `log`. With `create` the log is made if it
     /// does not exist, and expires after `ttl` unless renewed; without, a missing log is
-    /// [`StoreError::LogLost`]. Appending an entry that is there already does nothing, so a call
+    /// [`StoreError::LogLost`]. So is one whose end is missing: its last entry is not the one before
+    /// the first of `entries`. Appending an entry that is there already does nothing, so a call
     /// whose fate is unknown can be repeated as it was.
     fn append<'a>(
         &'a self,

@@ -45,7 +45,8 @@ return records";
 /// Appends entries to a log; those that are there already are skipped.
 ///
 /// KEYS: log. ARGV: `1` to create it if missing, time to live in ms of a created log, then sequence
-/// number and bytes of each entry. Answers 1, or 0 if the log is missing and is not to be created.
+/// number and bytes of each entry. Answers 1, or 0 if the log is lost: it is missing and is not to
+/// be created, or entries before the first one given are missing at its end.
 pub(crate) const APPEND: &str = "\
 local missing = redis.call('EXISTS', KEYS[1]) == 0
 if missing and ARGV[1] ~= '1' then return 0 end
@@ -54,6 +55,14 @@ if missing then
   if made.err then return made end
   redis.call('XDEL', KEYS[1], '0-1')
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
+else
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local last = tonumber(string.match(info[i + 1], '^(%d+)'))
+      if last > 0 and #ARGV >= 3 and tonumber(ARGV[3]) > last + 1 then return 0 end
+    end
+  end
 end
 for i = 3, #ARGV, 2 do
   local added = redis.pcall('XADD', KEYS[1], ARGV[i] .. '-0', 'b', ARGV[i + 1])

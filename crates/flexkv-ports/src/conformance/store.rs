@@ -35,6 +35,7 @@ pub async fn store(make: impl AsyncFn() -> StoreUnderTest) {
     refuses_to_append_to_a_missing_log(&*make().await.store).await;
     reads_after_the_cursor_up_to_the_limit(&*make().await.store).await;
     appends_an_entry_once(&*make().await.store).await;
+    notices_that_the_end_of_a_log_is_missing(&*make().await.store).await;
     keeps_bytes_as_they_are(&*make().await.store).await;
     leaves_out_logs_without_news(&*make().await.store).await;
     wakes_a_waiting_reader(&*make().await.store).await;
@@ -147,6 +148,18 @@ async fn reads_after_the_cursor_up_to_the_limit(store: &dyn MetadataStore) {
     assert_eq!(sequences(store, "a", 99).await, []);
     let read = self::read(store, &[("a", 1)], 2, NOW).await;
     assert_eq!(read[0].entries, entries(2..4), "at most 2 entries");
+}
+
+async fn notices_that_the_end_of_a_log_is_missing(store: &dyn MetadataStore) {
+    append(store, "a", 5..8).await;
+    assert_lost(store, "a", 9).await;
+    assert_eq!(
+        sequences(store, "a", 0).await,
+        [5, 6, 7],
+        "nothing was done"
+    );
+    append(store, "a", 8..10).await;
+    assert_eq!(sequences(store, "a", 0).await, [5, 6, 7, 8, 9]);
 }
 
 async fn appends_an_entry_once(store: &dyn MetadataStore) {

@@ -111,7 +111,11 @@ impl HeapStore {
                 log: log.to_owned(),
             });
         };
-        found.append(entries);
+        if !found.append(entries) {
+            return Err(StoreError::LogLost {
+                log: log.to_owned(),
+            });
+        }
         drop(content);
         self.inner.appended.notify_waiters();
         Ok(())
@@ -159,14 +163,19 @@ impl Log {
         }
     }
 
-    /// Appends the entries that are new.
-    fn append(&mut self, entries: &[LogEntry]) {
+    /// Appends the entries that are new; false if the log's end is missing before them.
+    fn append(&mut self, entries: &[LogEntry]) -> bool {
+        let first = entries.first().map_or(0, |entry| entry.sequence);
+        if self.last > 0 && first > self.last + 1 {
+            return false;
+        }
         for entry in entries {
             if entry.sequence > self.last {
                 self.last = entry.sequence;
                 self.entries.push_back(entry.clone());
             }
         }
+        true
     }
 
     fn after(&self, after: u64, limit: usize) -> Vec<LogEntry> {
