@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use flexkv_engine::wire::{
@@ -11,7 +12,7 @@ use flexkv_engine::wire::{
 };
 use flexkv_engine::{EngineClient, ServerConfig};
 use flexkv_ports::conformance::{self, CacheUnderTest};
-use flexkv_ports::{CacheError, KvCache, LoadStatus, Ticket};
+use flexkv_ports::{BoxFuture, CacheError, KvCache, LoadStatus, Ticket};
 use tokio::time::timeout;
 
 use crate::cache::{BLOCK_BYTES, NAMESPACE};
@@ -115,31 +116,48 @@ async fn hundreds_of_large_requests_are_in_flight_at_once() {
     assert_eq!(node.cache.tickets(), 300);
 }
 
+/// Polls a call once, so that it is sent; it cannot have been answered then.
+async fn send<T>(call: &mut BoxFuture<'_, T>) {
+    std::future::poll_fn(|context| {
+        assert!(call.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn a_dropped_call_leaves_no_ticket_behind() {
+async fn a_call_dropped_before_its_answer_leaves_no_ticket_behind() {
     let node = Node::start(8);
     let client = node.attach().await;
     let prompt = keys(0..4);
-    for round in 0..50 {
-        // From not even sent to answered, wherever the call is.
-        let within = Duration::from_micros(round * 5);
-        if let Ok(hit) = timeout(within, client.match_prefix(&prompt)).await {
-            client
-                .release(hit.expect("match").ticket)
-                .await
-                .expect("release");
-        }
-        if let Ok(grant) = timeout(within, client.store(&prompt, 0)).await {
-            client
-                .release(grant.expect("store").ticket)
-                .await
-                .expect("release");
-        }
+    for _ in 0..20 {
+        send(&mut client.match_prefix(&prompt)).await;
+        send(&mut client.store(&prompt, 0)).await;
     }
+    // Requests are served in order, so by then all calls before were made.
     let last = client.match_prefix(&prompt).await.expect("match");
-    client.release(last.ticket).await.expect("release");
-    eventually("all tickets released", || node.cache.tickets() == 0).await;
+    assert_eq!(last.ticket, Ticket(41), "every call came to the cache");
+    eventually("all but the last are released", || {
+        node.cache.tickets() == 1
+    })
+    .await;
     assert_eq!(node.cache.granted(), 0);
+}
+
+#[tokio::test]
+async fn a_call_dropped_after_its_answer_leaves_no_ticket_behind() {
+    let node = Node::start(8);
+    let client = node.attach().await;
+    let prompt = keys(0..4);
+    let mut call = client.store(&prompt, 0);
+    send(&mut call).await;
+    // Its answer came before this one's.
+    let last = client.match_prefix(&prompt).await.expect("match");
+    assert_eq!((node.cache.tickets(), node.cache.granted()), (2, 4));
+    drop(call);
+    eventually("the grant is released", || node.cache.tickets() == 1).await;
+    assert_eq!(node.cache.granted(), 0);
+    client.release(last.ticket).await.expect("the last is held");
 }
 
 #[tokio::test]
