@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     read: u32,
     /// Whether the owner holds blocks of requests up to `read` that it was not told about.
     owes_release: bool,
+    /// Whether an answer has come since the last batch was begun.
+    answered: bool,
     buffer: Vec<u8>,
 }
 
@@ -103,6 +105,7 @@ impl Connection {
             last_id: 0,
             read: 0,
             owes_release: false,
+            answered: false,
             buffer: Vec::new(),
         })
     }
@@ -119,8 +122,14 @@ impl Connection {
         peeked.is_err_and(|error| error == rustix::io::Errno::AGAIN)
     }
 
+    /// Whether the owner answered while the last batch was worked on.
+    pub(crate) fn answered(&self) -> bool {
+        self.answered
+    }
+
     /// Fetches pieces of the batch until none is left to take.
     pub(crate) fn work(&mut self, batch: &Arc<Batch>, connections: usize) -> Result<(), LinkError> {
+        self.answered = false;
         let until = batch.until();
         let mut requested = VecDeque::with_capacity(DEPTH);
         loop {
@@ -183,6 +192,7 @@ impl Connection {
         self.buffer
             .resize(RESPONSE_BYTES + ANSWER_BYTES * parts.len(), 0);
         reading.read_exact(&mut self.buffer)?;
+        self.answered = true;
         let held = read_head(&self.buffer, *id, parts.len() as u32)?.held;
         let found = read_answers(&self.buffer[RESPONSE_BYTES..], parts)?;
         receive_payloads(&mut reading, parts, &found)?;
@@ -263,7 +273,9 @@ fn receive_payloads(
     result
 }
 
-/// Calls `each` with copies of successive bytes of a range of `slot`, small enough for L1.
+/// Calls `each` with copies of successive bytes of a range of `slot`, small enough for L1. Hashing
+/// the slot itself would take a reference to memory that other processes can write, and saves
+/// next to nothing.
 fn each_piece(slot: &MemorySlice, range: Range<usize>, mut each: impl FnMut(&[u8])) {
     let mut piece = [0u8; HASH_PIECE];
     for at in range.clone().step_by(HASH_PIECE) {

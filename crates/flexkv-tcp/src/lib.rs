@@ -2,8 +2,7 @@
 //!
 //! The data path runs on blocking threads: two connections to a peer, which share a batch piece by
 //! piece; at the owner one thread for each connection. Payloads go from slot to socket and from
-//! socket to slot without a copy in between. Why so, with measurements: `docs/decisions`; the
-//! protocol byte by byte: `docs/protocol.md`.
+//! socket to slot without a copy in between. The protocol byte by byte: `docs/protocol.md`.
 //!
 //! This crate knows nothing of the index, of other transports, or of who is a member.
 

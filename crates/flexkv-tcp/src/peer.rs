@@ -23,7 +23,7 @@ use crate::wire::{Hello, VERSION};
 const QUEUE: usize = 256;
 /// How long a thread waits for a batch before it looks whether its connection still lives.
 const IDLE_CHECK: Duration = Duration::from_secs(30);
-/// A deadline that passes sooner than this after a batch was begun is no sign of a bad peer.
+/// A deadline that passes sooner than this after a batch was begun proves nothing about the peer.
 const FAIR_CHANCE: Duration = Duration::from_millis(100);
 
 /// A peer, shared by the transport and the peer's threads.
@@ -228,6 +228,13 @@ fn fail(batches: VecDeque<Arc<Batch>>) {
     batches.iter().for_each(|batch| batch.fail_rest());
 }
 
+/// Why a lane has no connection any more.
+struct Failure {
+    error: LinkError,
+    /// A deadline passed, which was too short or found the peer answering: no sign of a bad peer.
+    excused: bool,
+}
+
 /// The thread of one lane.
 struct Worker {
     peer: Arc<Peer>,
@@ -246,8 +253,8 @@ impl Worker {
 
     fn run(mut self) {
         while let Some(batch) = self.next() {
-            if let Err((began, error)) = self.work(&batch) {
-                self.failed(began, &error);
+            if let Err(failure) = self.work(&batch) {
+                self.failed(&failure);
             } else {
                 let lane = &mut self.peer.lock().lanes[self.place];
                 lane.failures = 0;
@@ -297,24 +304,30 @@ impl Worker {
         self.connection.is_some()
     }
 
-    /// Works on the batch, through a new connection if the old one has ended. An error comes with
-    /// the time at which the work began.
-    fn work(&mut self, batch: &Arc<Batch>) -> Result<(), (Instant, LinkError)> {
+    /// Works on the batch, through a new connection if the old one has ended.
+    fn work(&mut self, batch: &Arc<Batch>) -> Result<(), Failure> {
         if left(batch.until()).is_err() {
             batch.fail_rest();
             return Ok(());
         }
         if !self.check() {
-            let began = now();
-            self.open().map_err(|error| (began, error))?;
+            self.open().map_err(|error| Failure {
+                error,
+                excused: false,
+            })?;
         }
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
         let began = now();
-        connection
-            .work(batch, self.peer.config.connections)
-            .map_err(|error| (began, error))
+        let worked = connection.work(batch, self.peer.config.connections);
+        worked.map_err(|error| {
+            let chance = connection.answered() || began.elapsed() < FAIR_CHANCE;
+            Failure {
+                excused: error.timed_out() && chance,
+                error,
+            }
+        })
     }
 
     /// Opens the connection. Its time does not depend on the batch, whose deadline may be short:
@@ -338,13 +351,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Closes the connection, leaves the lane alone for a while and hands the queue to others.
-    fn failed(&mut self, began: Instant, error: &LinkError) {
+    /// Closes the connection. Unless that is excused, leaves the lane alone for a while and hands
+    /// the queue to others.
+    fn failed(&mut self, Failure { error, excused }: &Failure) {
         self.connection = None;
         let peer = self.peer.clone();
         let mut state = peer.lock();
         state.lanes[self.place].stream = None;
-        if error.timed_out() && began.elapsed() < FAIR_CHANCE {
+        if *excused {
             return;
         }
         peer.block(&mut state.lanes[self.place]);

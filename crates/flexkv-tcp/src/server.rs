@@ -29,9 +29,11 @@ pub struct ServerConfig {
     pub advertise: Option<IpAddr>,
     /// Connections served at once; further ones are refused.
     pub max_connections: usize,
-    /// Blocks of at least this many bytes are sent by reference if their memory is a file: cheaper
-    /// for the owner, but they stay pinned until the reader has read them.
-    pub by_reference: usize,
+    /// Blocks of at least this many bytes are sent by reference if their memory is a file; never
+    /// if `None`. That saves the owner a copy, but costs it a look-up for each page, and blocks
+    /// stay pinned until the reader has read them. On the loopback interface with pages of 4 KiB
+    /// copying is cheaper; on a network card with huge pages, measure.
+    pub by_reference: Option<usize>,
     /// The longest that a handshake may take.
     pub handshake_time: Duration,
     /// The longest that a request may take to arrive once it has begun to.
@@ -47,7 +49,7 @@ impl ServerConfig {
             namespace,
             advertise: None,
             max_connections: 256,
-            by_reference: 256 << 10,
+            by_reference: None,
             handshake_time: Duration::from_secs(5),
             request_time: Duration::from_secs(5),
             response_time: Duration::from_secs(30),
@@ -60,12 +62,12 @@ impl ServerConfig {
 pub struct TcpServer {
     address: SocketAddr,
     endpoint: String,
+    listener: Arc<TcpListener>,
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
 }
 
 struct Shared {
-    listener: TcpListener,
     tier: Arc<dyn BlockTier>,
     config: ServerConfig,
     state: Mutex<State>,
@@ -97,23 +99,23 @@ impl TcpServer {
             let text = format!("blocks of {bytes} bytes cannot be served");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let listener = TcpListener::bind(address)?;
+        let listener = Arc::new(TcpListener::bind(address)?);
         let address = listener.local_addr()?;
         let advertised = config.advertise.unwrap_or_else(|| address.ip());
         let shared = Arc::new(Shared {
-            listener,
             tier,
             config,
             state: Mutex::default(),
             stopping: Condvar::new(),
         });
-        let accepting = shared.clone();
+        let (accepting, at) = (shared.clone(), listener.clone());
         let accepting = Builder::new()
             .name("flexkv-tcp-acc".to_owned())
-            .spawn(move || accepting.accept_all())?;
+            .spawn(move || accepting.accept_all(&at))?;
         Ok(Self {
             address,
             endpoint: format!("{SCHEME}://{}", SocketAddr::new(advertised, address.port())),
+            listener,
             shared,
             accepting: Some(accepting),
         })
@@ -143,9 +145,7 @@ impl Drop for TcpServer {
         self.shared.lock().stopped = true;
         self.shared.stopping.notify_all();
         // Shutting a listening socket down ends a call of accept that waits on it.
-        if let Err(error) =
-            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both)
-        {
+        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
             tracing::warn!(%error, address = %self.address, "cannot shut the listener down");
         }
         self.accepting.take().map(JoinHandle::join);
@@ -169,9 +169,9 @@ impl std::fmt::Debug for TcpServer {
 }
 
 impl Shared {
-    fn accept_all(self: Arc<Self>) {
+    fn accept_all(self: Arc<Self>, listener: &TcpListener) {
         loop {
-            let accepted = self.listener.accept();
+            let accepted = listener.accept();
             if self.lock().stopped {
                 return;
             }

@@ -239,10 +239,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The file to send the block from, if it has `least` bytes and so is sent by reference.
-fn file(pin: &ReadSlot, least: usize) -> Option<BorrowedFd<'_>> {
+/// The file to send the block from, if it has the `least` bytes to be sent by reference.
+fn file(pin: &ReadSlot, least: Option<usize>) -> Option<BorrowedFd<'_>> {
     let bytes = pin.bytes();
-    bytes.memory().fd().filter(|_| bytes.len() >= least)
+    let large = least.is_some_and(|least| bytes.len() >= least);
+    bytes.memory().fd().filter(|_| large)
 }
 
 /// The response and its answers.
@@ -283,7 +284,7 @@ fn send_referred(
     writing: &mut Timed<'_>,
     head: &[u8],
     pins: &[ReadSlot],
-    least: usize,
+    least: Option<usize>,
 ) -> io::Result<()> {
     let mut head = head;
     while !head.is_empty() {

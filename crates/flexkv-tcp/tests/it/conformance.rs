@@ -17,7 +17,7 @@ struct Harness {
 }
 
 impl Harness {
-    fn new(owner: Arc<dyn BlockTier>, by_reference: usize) -> Self {
+    fn new(owner: Arc<dyn BlockTier>, by_reference: Option<usize>) -> Self {
         let shape = owner.shape();
         let server = ServerConfig {
             by_reference,
@@ -57,10 +57,10 @@ impl TransportHarness for Harness {
 
 #[tokio::test]
 async fn conforms_with_copied_payloads() {
-    transport(async |slots, bytes| Harness::new(heap(slots, bytes), usize::MAX)).await;
+    transport(async |slots, bytes| Harness::new(heap(slots, bytes), None)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms_with_payloads_sent_by_reference() {
-    transport(async |slots, bytes| Harness::new(FileTier::new(slots, bytes), 1)).await;
+    transport(async |slots, bytes| Harness::new(FileTier::new(slots, bytes), Some(1))).await;
 }

@@ -47,31 +47,27 @@ fn honest(n: u32, entry: &Entry) -> FrameHeader {
     }
 }
 
-/// An owner that answers one request with blocks `0..`, as changed by `lie`, then sends the first
-/// `sent` bytes of the payloads and is silent.
-fn liar(
-    lie: impl Fn(&mut Response, &mut [FrameHeader]) + Clone + Send + 'static,
-    sent: usize,
-) -> Scripted {
-    Scripted::new(move |mut stream| {
-        welcome(&mut stream, BYTES);
-        let (request, entries) = read_request(&mut stream);
-        let mut response = Response {
-            held: false,
-            id: request.id,
-            count: request.count,
-        };
-        let headers = (0..).zip(&entries).map(|(n, entry)| honest(n, entry));
-        let mut headers: Vec<_> = headers.collect();
-        lie(&mut response, &mut headers);
-        let mut bytes = response.encode().to_vec();
-        for header in headers {
-            bytes.extend_from_slice(&Answer::Found(header).encode());
-        }
-        let payloads = (0..request.count).flat_map(|n| block(n, BYTES));
-        bytes.extend(payloads.take(sent));
-        let _ = stream.write_all(&bytes);
-    })
+/// Answers one request with blocks `0..`, as changed by `lie`, and the first `sent` bytes of the
+/// payloads.
+fn answer(stream: &mut TcpStream, lie: impl Fn(&mut Response, &mut [FrameHeader]), sent: usize) {
+    welcome(stream, BYTES);
+    let (request, entries) = read_request(stream);
+    let mut response = Response {
+        held: false,
+        id: request.id,
+        count: request.count,
+    };
+    let headers = (0..).zip(&entries).map(|(n, entry)| honest(n, entry));
+    let mut headers: Vec<_> = headers.collect();
+    lie(&mut response, &mut headers);
+    let mut bytes = response.encode().to_vec();
+    for header in headers {
+        bytes.extend_from_slice(&Answer::Found(header).encode());
+    }
+    let payloads = (0..request.count).flat_map(|n| block(n, BYTES));
+    bytes.extend(payloads.take(sent));
+    // A reader that does not like the beginning may hang up.
+    let _ = stream.write_all(&bytes);
 }
 
 /// What a reader makes of two blocks from such an owner.
@@ -80,7 +76,7 @@ async fn check_lie(
     sent: usize,
     expect: [FetchOutcome; 2],
 ) {
-    let owner = liar(lie, sent);
+    let owner = Scripted::new(move |mut stream| answer(&mut stream, &lie, sent));
     let reader = Reader::new(2, BYTES);
     let outcomes = reader
         .outcomes(&owner.endpoint, &locations(2), DEADLINE)
@@ -138,6 +134,19 @@ async fn an_owner_that_never_answers_costs_no_more_than_the_deadline() {
             assert_eq!(outcomes, [UNREACHABLE; 8]);
             reader.all_buffers_return().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_is_slow_but_answers_is_asked_again_at_once() {
+    let slow = Scripted::new(|mut stream| {
+        answer(&mut stream, |_, _| {}, BYTES + 10);
+        listen_silently(stream);
+    });
+    let reader = Reader::new(2, BYTES);
+    for _ in 0..4 {
+        let outcomes = reader.outcomes(&slow.endpoint, &locations(2), SHORT).await;
+        assert_eq!(outcomes, [fetched(0), UNREACHABLE]);
     }
 }
 

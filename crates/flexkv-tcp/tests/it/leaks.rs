@@ -41,7 +41,11 @@ async fn use_and_drop_everything() {
     let before = held();
     for _ in 0..5 {
         let reader = Reader::new(8, bytes);
-        let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+        let config = ServerConfig {
+            by_reference: Some(1),
+            ..ServerConfig::new(NAMESPACE)
+        };
+        let server = serve(tier.clone(), config);
         let mute = Scripted::new(listen_silently);
         reader.eventually_fetches(server.endpoint(), &stored).await;
         let short = Duration::from_millis(50);

@@ -36,6 +36,13 @@ fn fetch(id: u32, released: u32, blocks: &[(Location, u32)], patience: Duration)
     bytes
 }
 
+fn by_reference() -> ServerConfig {
+    ServerConfig {
+        by_reference: Some(1),
+        ..ServerConfig::new(NAMESPACE)
+    }
+}
+
 /// A connection on which the handshake was made.
 fn greeted(server: &TcpServer, block_bytes: usize) -> TcpStream {
     let mut stream = dial(server, &hello(block_bytes));
@@ -59,7 +66,7 @@ fn drain(mut stream: TcpStream) -> usize {
 async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
     for tier in [heap(8, BYTES), FileTier::new(8, BYTES)] {
         let stored = store(&*tier, 8);
-        let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+        let server = serve(tier.clone(), by_reference());
         let mut stream = greeted(&server, BYTES);
         let request = fetch(1, 0, &stored, Duration::from_millis(200));
         stream.write_all(&request).expect("room to send");
@@ -78,7 +85,7 @@ async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
 async fn what_is_sent_by_reference_stays_pinned_until_it_is_released() {
     let tier = FileTier::new(2, BYTES);
     let stored = store(&*tier, 2);
-    let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+    let server = serve(tier.clone(), by_reference());
     let mut stream = greeted(&server, BYTES);
     let patience = Duration::from_secs(600);
     let mut receive = |request: Vec<u8>| {
@@ -102,11 +109,7 @@ async fn a_reader_that_never_releases_is_cut_off() {
     let bytes = 4096;
     let tier = FileTier::new(1, bytes);
     let stored = store(&*tier, 1);
-    let config = ServerConfig {
-        by_reference: 1,
-        ..ServerConfig::new(NAMESPACE)
-    };
-    let server = serve(tier.clone(), config);
+    let server = serve(tier.clone(), by_reference());
     let mut stream = greeted(&server, bytes);
     for id in 1..100 {
         let request = fetch(id, 0, &stored, Duration::from_secs(60));
