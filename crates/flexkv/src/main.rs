@@ -1,2 +1,7 @@
 //! The `flexkv` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    flexkv::cli::run(std::env::args_os())
+}

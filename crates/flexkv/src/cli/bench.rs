@@ -1,0 +1,66 @@
+//! `flexkv bench`: its arguments and its table. What is measured is known to `bench`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::bench::{Row, index};
+use crate::report::table;
+
+/// Measure this machine: one row per value, with targets and what others have.
+///
+/// Timings are of this machine and this moment: run twice, and on an idle machine. --json prints
+/// an array of rows {name, value, unit, better, target, peer, peer_value} for scripts.
+///
+///   flexkv bench index
+///   flexkv bench index --json > today.json
+#[derive(Debug, Subcommand)]
+#[command(verbatim_doc_comment)]
+pub(super) enum BenchCommand {
+    Index(IndexArgs),
+}
+
+/// The global index in memory: hashing, matching, locating, applying, memory.
+#[derive(Debug, Args)]
+pub(super) struct IndexArgs {
+    /// Block replicas in the index
+    #[arg(long, value_name = "N", default_value_t = index::DEFAULT_REPLICAS,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100_000_000))]
+    blocks: usize,
+    /// Print an array of rows as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: BenchCommand, out: &mut dyn Write) -> Result<()> {
+    let BenchCommand::Index(args) = command;
+    let rows = index::run(args.blocks);
+    if args.json {
+        super::print_json(out, &rows)
+    } else {
+        super::print(out, &show(&rows))
+    }
+}
+
+fn show(rows: &[Row]) -> String {
+    let number = |value: f64| {
+        if value < 10.0 {
+            format!("{value:.3}")
+        } else {
+            format!("{value:.1}")
+        }
+    };
+    let cells = rows.iter().map(|row| {
+        let peer = row
+            .peer_value
+            .map(|value| format!("{} {}", number(value), row.peer.unwrap_or_default()));
+        vec![
+            row.name.clone(),
+            format!("{} {}", number(row.value), row.unit),
+            row.target.map(number).unwrap_or_default(),
+            peer.unwrap_or_default(),
+        ]
+    });
+    table(&["", "value", "target", "peer"], cells.collect())
+}

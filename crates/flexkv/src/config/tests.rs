@@ -1,0 +1,232 @@
+//! Node configuration: the example is valid, and whatever is wrong is named with file and key.
+
+use super::*;
+
+const MINIMAL: &str = "
+name = 'a'
+cluster = 'c'
+secret = 's'
+network.listen = '127.0.0.1:0'
+engine.socket = '/tmp/a.sock'
+memory.slots = 10
+[namespace]
+id = '000102030405060708090a0b0c0d0e0f'
+block_bytes = 4096
+";
+
+fn parse(text: &str) -> Result<NodeFile, String> {
+    NodeFile::parse(text, "n.toml", None).map_err(|error| error.to_string())
+}
+
+/// `MINIMAL` with `from` replaced by `to` must be refused with the line `expect`.
+fn refuse(from: &str, to: &str, expect: &str) {
+    assert!(MINIMAL.contains(from), "{from:?}");
+    match parse(&MINIMAL.replace(from, to)) {
+        Ok(_) => panic!("{to:?} in place of {from:?} was accepted"),
+        Err(error) => assert!(error.lines().any(|line| line.contains(expect)), "{error}"),
+    }
+}
+
+#[test]
+fn a_minimal_file_has_defaults() {
+    let node = parse(MINIMAL).unwrap();
+    assert_eq!((node.name.as_str(), node.memory.slots), ("a", 10));
+    assert_eq!(
+        node.namespace.id.to_string(),
+        "000102030405060708090a0b0c0d0e0f"
+    );
+    assert_eq!(node.namespace.block_bytes, 4096);
+    assert!(node.redis.is_none() && node.metrics.is_none() && node.advertise.is_none());
+    assert_eq!(node.timing, Timing::default());
+}
+
+#[test]
+fn the_example_is_valid_and_shows_every_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    std::fs::write(&file, "tell nobody\n").unwrap();
+    let text = EXAMPLE.replace("/etc/flexkv/secret", file.to_str().unwrap());
+    let node = parse(&text).unwrap();
+    assert_eq!(node.secret, b"tell nobody");
+    assert_eq!(node.namespace.block_bytes, 16 * 2 * 8 * 128 * 2 * 32);
+    assert_eq!(u64::from(node.memory.slots), (8 << 30) / (2 << 20));
+    assert_eq!(node.timing.lease, Some(Duration::from_secs(10)));
+    let advertise = node.advertise.unwrap();
+    assert_eq!(
+        (advertise.ip.to_string().as_str(), advertise.port),
+        ("10.0.0.1", None)
+    );
+
+    let document: Table = "".parse().unwrap();
+    let mut fields = Fields::new(&document);
+    read(&mut fields, None);
+    for key in &fields.known {
+        let last = key.rsplit('.').next().unwrap();
+        assert!(
+            EXAMPLE.contains(&format!("{last} = ")),
+            "{key} is not in the example"
+        );
+    }
+}
+
+#[test]
+fn the_password_comes_from_file_or_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, "from file\n").unwrap();
+    let environment = Some("from environment".to_owned());
+    let url = format!("redis.url = 'redis://h:1'\n{MINIMAL}");
+    let both = format!("redis.password_file = '{}'\n{url}", file.display());
+    for (text, password) in [(url, "from environment"), (both, "from file")] {
+        let node = NodeFile::parse(&text, "n.toml", environment.clone()).unwrap();
+        assert_eq!(node.redis.unwrap().password.as_deref(), Some(password));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    refuse("name = 'a'", "", "n.toml: `name` is missing");
+    refuse(
+        "cluster = 'c'",
+        "cluster = ''",
+        "n.toml: `cluster` is empty",
+    );
+    refuse("secret = 's'", "", "`secret_file` is missing");
+    refuse(
+        "secret = 's'",
+        "secret_file = '/no/such'",
+        "`secret_file` cannot read /no/such",
+    );
+    refuse(
+        "'127.0.0.1:0'",
+        "'localhost'",
+        "`network.listen` `localhost` is not an address",
+    );
+    refuse(
+        "network.listen = '127.0.0.1:0'",
+        "",
+        "`network.listen` is missing",
+    );
+    refuse(
+        "engine.socket",
+        "engine.sockt",
+        "`engine.sockt` unknown key, did you mean `engine.socket`?",
+    );
+    refuse(
+        "memory.slots = 10",
+        "redis_ur = 'x'",
+        "`redis_ur` unknown key, did you mean `redis.url`?",
+    );
+    refuse(
+        "memory.slots = 10",
+        "memory.slots = 0",
+        "`memory.slots` must be a whole number from 1",
+    );
+    refuse(
+        "memory.slots = 10",
+        "memory.size = '1 KiB'",
+        "`memory.size` holds no block of 4096 bytes",
+    );
+    refuse(
+        "memory.slots = 10",
+        "memory.size = '2 G'",
+        "`memory.size` `2 G` is not a size",
+    );
+    refuse("memory.slots = 10", "", "`memory.size` is missing");
+    refuse("id = '0", "id = 'x", "is not a namespace id");
+    refuse(
+        "block_bytes = 4096",
+        "",
+        "`namespace.block_bytes` is needed",
+    );
+    refuse(
+        "block_bytes = 4096",
+        "model = 'm'",
+        "`namespace.id` cannot stand beside `namespace.model`",
+    );
+    refuse(
+        "name = 'a'",
+        "name = a",
+        "n.toml: TOML parse error at line 2, column 8",
+    );
+}
+
+#[test]
+fn a_node_that_listens_everywhere_must_say_where_it_is() {
+    let everywhere = MINIMAL.replace("127.0.0.1", "0.0.0.0");
+    assert!(parse(&everywhere).is_ok(), "a node alone needs no address");
+    let error = parse(&format!("redis.url = 'redis://h:1'\n{everywhere}")).unwrap_err();
+    assert!(error.contains("`network.advertise` is missing"), "{error}");
+}
+
+/// A file with the section `[namespace]` of the given lines.
+fn with_namespace(lines: &str) -> Result<NamespaceSetting, String> {
+    let head = MINIMAL.split("[namespace]").next().unwrap();
+    parse(&format!("{head}[namespace]\n{lines}")).map(|node| node.namespace)
+}
+
+#[test]
+fn a_deployment_is_described_by_its_geometry() {
+    let model = "model = 'm'\ndtype = 'bfloat16'\ntokens_per_block = 16\n";
+    let heads = format!("{model}layers = 2\nelement_bytes = 2\nkv_heads = 4\nhead_dim = 8\n");
+    let setting = with_namespace(&heads).unwrap();
+    assert_eq!(setting.block_bytes, 16 * 2 * 4 * 8 * 2 * 2);
+    let latent = format!("{model}layers = 2\nelement_bytes = 2\nlatent_dim = 10\n");
+    assert_eq!(
+        with_namespace(&latent).unwrap().block_bytes,
+        16 * 10 * 2 * 2
+    );
+    let opaque = format!("{model}block_bytes = 777\n");
+    assert_eq!(with_namespace(&opaque).unwrap().block_bytes, 777);
+
+    let other = with_namespace(&heads.replace("'m'", "'m2'")).unwrap();
+    assert_ne!(other.id, setting.id, "another model is another namespace");
+
+    for (text, expect) in [
+        (model.to_owned(), "has no geometry"),
+        (format!("{heads}latent_dim = 3"), "has no geometry"),
+        (
+            format!("{heads}tensor_parallel_size = 0"),
+            "`namespace.tensor_parallel_size` must be a whole number from 1",
+        ),
+        (
+            heads.replace("'bfloat16'", "''"),
+            "namespace field `dtype` is empty",
+        ),
+        (
+            heads.replace("head_dim = 8", "head_dim = 0"),
+            "`namespace.head_dim` must be a whole number from 1",
+        ),
+        (
+            heads.replace("head_dim = 8", "head_dim = 4000000000"),
+            "exceeds",
+        ),
+        (String::new(), "`namespace.model` is missing"),
+    ] {
+        let error = with_namespace(&text).unwrap_err();
+        assert!(error.contains(expect), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn a_password_finds_its_place_in_the_url() {
+    for (url, whole) in [
+        ("redis://h:1/0", "redis://:p%40%2Fw@h:1/0"),
+        ("redis://user@h", "redis://user:p%40%2Fw@h"),
+        ("redis://user:old@h", "redis://user:p%40%2Fw@h"),
+    ] {
+        assert_eq!(with_password(url, "p@/w"), whole);
+    }
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    for (url, shown) in [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://:pw@h:1", "redis://:***@h:1"),
+        ("redis://user:p@w@h:1", "redis://user:***@h:1"),
+        ("nonsense", "nonsense"),
+    ] {
+        assert_eq!(without_password(url), shown);
+    }
+}

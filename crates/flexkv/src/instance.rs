@@ -1,0 +1,133 @@
+//! One node with everything around it: arena, TCP server and transport, engine socket.
+//!
+//! The one place that wires a node; the node process, the demo and the replay all start nodes here.
+//! Knows nothing of configuration files or of what the node is for.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use flexkv_block::BlockLayout;
+use flexkv_engine::EngineServer;
+use flexkv_host::{HostConfig, HostTier};
+use flexkv_node::{Node, NodeConfig, NodePorts};
+use flexkv_ports::{KvCache, MetadataStore};
+use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
+
+use crate::config::{Advertise, MemorySetting};
+
+/// What to start.
+pub struct InstanceSpec {
+    /// The node's settings; its endpoints are filled in here.
+    pub node: NodeConfig,
+    /// Its memory.
+    pub memory: MemorySetting,
+    /// Bytes of a block.
+    pub block_bytes: usize,
+    /// The metadata store; none for a node that is alone.
+    pub store: Option<Arc<dyn MetadataStore>>,
+    /// Where peers connect.
+    pub listen: SocketAddr,
+    /// The address that peers are told; the one listened at if none.
+    pub advertise: Option<Advertise>,
+    /// Where engines attach; none if they are in this process.
+    pub socket: Option<PathBuf>,
+}
+
+/// A running node and its servers. Dropping it ends them without leaving the cluster.
+pub struct Instance {
+    node: Arc<Node>,
+    server: TcpServer,
+    engines: Option<EngineServer>,
+    endpoint: String,
+}
+
+impl Instance {
+    /// Starts the node on the current runtime; its metrics go to `recorder`.
+    pub fn start(spec: InstanceSpec, recorder: &dyn metrics::Recorder) -> Result<Self> {
+        let mut rng = fastrand::Rng::new();
+        let namespace = spec.node.namespace;
+        let memory = spec.memory;
+        let tier = HostTier::create(&HostConfig {
+            slots: memory.slots,
+            block_bytes: spec.block_bytes,
+            namespace,
+            arena: rng.u64(..),
+            huge_pages: memory.huge_pages,
+            populate: memory.populate,
+        })
+        .context("cannot make the arena that blocks lie in")?;
+        let arena = tier.memory();
+        let tier = Arc::new(tier);
+        let served = flexkv_tcp::ServerConfig::new(namespace);
+        let server = TcpServer::start(spec.listen, tier.clone(), served)
+            .with_context(|| format!("cannot listen for peers at {}", spec.listen))?;
+        let endpoint = endpoint(server.address(), spec.advertise);
+        let block_bytes = u32::try_from(spec.block_bytes)
+            .ok()
+            .filter(|bytes| u64::from(*bytes) <= BlockLayout::MAX_BLOCK_BYTES)
+            .with_context(|| format!("blocks of {} bytes are too large", spec.block_bytes))?;
+        let transport = TcpTransport::new(TransportConfig::new(namespace, block_bytes));
+        let config = NodeConfig {
+            endpoints: vec![endpoint.clone()],
+            ..spec.node
+        };
+        let ports = NodePorts {
+            tier,
+            store: spec.store,
+            transports: vec![Arc::new(transport)],
+            rng,
+        };
+        let node = Node::start(config, ports, recorder).context("cannot start the node")?;
+        let serve = |socket: PathBuf| {
+            EngineServer::start(
+                socket,
+                node.clone(),
+                arena,
+                flexkv_engine::ServerConfig::default(),
+            )
+        };
+        let engines = spec.socket.map(serve).transpose();
+        Ok(Self {
+            engines: engines.context("cannot serve engines")?,
+            node,
+            server,
+            endpoint,
+        })
+    }
+
+    /// The node, as an engine in this process sees it.
+    pub fn cache(&self) -> Arc<dyn KvCache> {
+        self.node.clone()
+    }
+
+    /// Live peers that the node knows.
+    pub fn peers(&self) -> usize {
+        self.node.peers()
+    }
+
+    /// What peers are told to connect to.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Ends all sessions of engines, leaves the cluster and stops serving peers.
+    pub async fn stop(self) {
+        if let Some(engines) = self.engines {
+            engines.shutdown().await;
+        }
+        self.node.stop().await;
+        self.server.shutdown();
+    }
+}
+
+fn endpoint(listening: SocketAddr, advertise: Option<Advertise>) -> String {
+    let at = match advertise {
+        Some(Advertise { ip, port }) => {
+            SocketAddr::new(ip, port.unwrap_or_else(|| listening.port()))
+        }
+        None => listening,
+    };
+    format!("tcp://{at}")
+}
