@@ -69,6 +69,11 @@ const ARROWS: &[Arrow] = &[
         &[],
     ),
     arrow(
+        "flexkv-python",
+        &["flexkv", "flexkv-engine", "flexkv-ports", "flexkv-block"],
+        &[],
+    ),
+    arrow(
         "flexkv-benches",
         &[
             "flexkv-tcp",

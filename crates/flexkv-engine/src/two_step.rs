@@ -1,0 +1,139 @@
+//! The two-step API of engines: match says how much of a prompt exists, launch brings it here.
+//!
+//! Works on any [`KvCache`]. What an engine promises for a ticket, and when, is its own affair; so
+//! is the memory into which the blocks are copied.
+
+mod shards;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flexkv_block::BlockKey;
+use flexkv_ports::{CacheError, KvCache, LoadStatus, Loaded, PrefixHit, Ticket};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+pub use self::shards::{ShardsHit, ShardsLoaded};
+
+/// Prefetches that run at once; nobody waits for them, so nobody else slows them down.
+const PREFETCHES: usize = 256;
+
+/// The two steps on one cache. Clones are the same.
+#[derive(Clone)]
+pub struct TwoStep {
+    cache: Arc<dyn KvCache>,
+    prefetches: Arc<Semaphore>,
+}
+
+impl TwoStep {
+    /// The two steps on `cache`.
+    pub fn new(cache: Arc<dyn KvCache>) -> Self {
+        Self {
+            cache,
+            prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+        }
+    }
+
+    /// How many leading blocks exist; the ticket is to be launched, and cancelled in the end.
+    ///
+    /// # Errors
+    /// As [`KvCache::match_prefix`].
+    pub async fn match_prefix(&self, keys: &[BlockKey]) -> Result<PrefixHit, CacheError> {
+        self.cache.match_prefix(keys).await
+    }
+
+    /// Starts bringing the first `blocks` blocks of a match here. What has been verified by the
+    /// deadline is the result.
+    ///
+    /// # Errors
+    /// As [`KvCache::load`].
+    pub async fn launch(
+        &self,
+        ticket: Ticket,
+        blocks: usize,
+        deadline: Duration,
+    ) -> Result<(), CacheError> {
+        self.cache.load(ticket, blocks, deadline).await
+    }
+
+    /// What a launched ticket brought, or `None` while it is under way. The blocks stay where they
+    /// are until the ticket is cancelled.
+    ///
+    /// # Errors
+    /// As [`KvCache::poll`].
+    pub async fn poll(&self, ticket: Ticket) -> Result<Option<Loaded>, CacheError> {
+        match self.cache.poll(ticket).await? {
+            LoadStatus::Pending => Ok(None),
+            LoadStatus::Ready(loaded) => Ok(Some(loaded)),
+        }
+    }
+
+    /// As [`Self::poll`], but waits up to `within` for the load to end.
+    ///
+    /// # Errors
+    /// As [`KvCache::wait`].
+    pub async fn wait(
+        &self,
+        ticket: Ticket,
+        within: Duration,
+    ) -> Result<Option<Loaded>, CacheError> {
+        timeout(within, self.cache.wait(ticket))
+            .await
+            .ok()
+            .transpose()
+    }
+
+    /// Gives up all that a ticket holds. A ticket that is not known holds nothing.
+    ///
+    /// # Errors
+    /// [`CacheError::Gone`] if the node is; then it holds nothing either.
+    pub async fn cancel(&self, ticket: Ticket) -> Result<(), CacheError> {
+        match self.cache.release(ticket).await {
+            Err(CacheError::UnknownTicket { .. }) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    /// Brings what exists of a prompt here, for whoever asks next. The ticket ends by itself with
+    /// the load; it serves to cancel it earlier. A hint that comes while very many are being
+    /// followed is dropped. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`KvCache::match_prefix`] and [`KvCache::load`].
+    pub async fn prefetch(
+        &self,
+        keys: &[BlockKey],
+        deadline: Duration,
+    ) -> Result<Ticket, CacheError> {
+        let PrefixHit {
+            ticket,
+            blocks,
+            local,
+        } = self.match_prefix(keys).await?;
+        let permit = self.prefetches.clone().try_acquire_owned();
+        let (true, Ok(permit)) = (blocks > local, permit) else {
+            return self.cancel(ticket).await.map(|()| ticket);
+        };
+        if let Err(error) = self.launch(ticket, blocks, deadline).await {
+            // The launch's error is the one to tell; a node that is gone has released the ticket.
+            let _ = self.cancel(ticket).await;
+            return Err(error);
+        }
+        let steps = self.clone();
+        tokio::spawn(async move {
+            let ended = steps.cache.wait(ticket).await;
+            let released = steps.cancel(ticket).await;
+            if let Err(error) = ended.and(released) {
+                tracing::debug!(%error, "a prefetch ended early");
+            }
+            drop(permit);
+        });
+        Ok(ticket)
+    }
+}
+
+impl std::fmt::Debug for TwoStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TwoStep({})", self.cache.namespace())
+    }
+}
