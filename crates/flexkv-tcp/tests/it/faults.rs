@@ -246,17 +246,21 @@ async fn a_dropped_fetch_returns_its_buffers_from_an_owner_that_never_answers() 
 }
 
 #[tokio::test]
-async fn a_dropped_transport_returns_its_buffers() {
+async fn a_dropped_fetch_returns_what_nobody_reads_and_a_dropped_transport_the_rest() {
     let mute = Scripted::new(|mut stream| {
         welcome(&mut stream, BYTES);
         listen_silently(stream);
     });
-    let mut reader = Reader::new(16, BYTES);
-    let wants = reader.wants(&locations(16));
+    let mut reader = Reader::new(500, BYTES);
+    let wants = reader.wants(&locations(500));
     let fetching = reader
         .transport
         .fetch(&mute.endpoint, wants, 100 * DEADLINE);
     assert!(tokio::time::timeout(SHORT, fetching).await.is_err());
+    assert!(
+        reader.tier.free_slots() > 0,
+        "buffers that nobody reads into"
+    );
     reader.transport = TcpTransport::new(config(BYTES));
     reader.all_buffers_return().await;
 }

@@ -12,7 +12,7 @@ use flexkv_tcp::{ServerConfig, TcpServer};
 use proptest::prelude::*;
 
 use crate::support::{
-    FileTier, NAMESPACE, Reader, dial, eventually, heap, hello, key, serve, store,
+    FileTier, NAMESPACE, Reader, dial, eventually, heap, hello, is_fetched, key, serve, store,
 };
 
 const BYTES: usize = 4 << 20;
@@ -83,8 +83,8 @@ async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
 
 #[tokio::test]
 async fn what_is_sent_by_reference_stays_pinned_until_it_is_released() {
-    let tier = FileTier::new(2, BYTES);
-    let stored = store(&*tier, 2);
+    let tier = FileTier::new(3, BYTES);
+    let stored = store(&*tier, 3);
     let server = serve(tier.clone(), by_reference());
     let mut stream = greeted(&server, BYTES);
     let patience = Duration::from_secs(600);
@@ -96,12 +96,36 @@ async fn what_is_sent_by_reference_stays_pinned_until_it_is_released() {
     };
     receive(fetch(1, 0, &stored[..1], patience));
     assert_eq!(tier.evict(stored[0].0), Eviction::Pinned);
-    receive(fetch(2, 1, &stored[1..], patience));
+    receive(fetch(2, 0, &stored[1..2], patience));
+    assert_eq!(tier.evict(stored[0].0), Eviction::Pinned);
+    receive(fetch(3, 1, &stored[2..], patience));
     assert_eq!(tier.evict(stored[0].0), Eviction::Done);
     assert_eq!(tier.evict(stored[1].0), Eviction::Pinned);
     drop(stream);
-    let evicted = || tier.evict(stored[1].0) == Eviction::Done;
-    eventually("a reader that left needs no pins", evicted).await;
+    for (location, _) in &stored[1..] {
+        let evicted = || tier.evict(*location) == Eviction::Done;
+        eventually("a reader that left needs no pins", evicted).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_releases_what_it_has_read() {
+    let bytes = 256 << 10;
+    let tier = FileTier::new(20, bytes);
+    let stored = store(&*tier, 20);
+    let patient = ServerConfig {
+        response_time: Duration::from_secs(600),
+        ..by_reference()
+    };
+    let server = serve(tier.clone(), patient);
+    let reader = Reader::new(20, bytes);
+    let deadline = Duration::from_secs(600);
+    let fetched = reader.fetch(server.endpoint(), &stored, deadline).await;
+    assert!(fetched.iter().all(|fetched| is_fetched(&fetched.outcome)));
+    for (location, n) in &stored {
+        let evicted = || tier.evict(*location) == Eviction::Done;
+        eventually(&format!("block {n} is unpinned"), evicted).await;
+    }
 }
 
 #[tokio::test]
