@@ -37,7 +37,8 @@ pub struct ReplayReport {
 }
 
 /// Plays `requests` on a cluster of `spec`: in this process, or with a process of `program` for
-/// each node, whose ids are given to `started` first.
+/// each node, whose ids are given to `started` once engines are
+/// attached.
 pub async fn replay(
     spec: &ClusterSpec,
     program: Option<&Path>,
@@ -56,8 +57,8 @@ pub async fn replay(
         }
         Some(program) => {
             let cluster = ProcessCluster::start(program, spec).await?;
-            started(&cluster.pids());
             let caches = cluster.caches().await?;
+            started(&cluster.pids());
             let report = play(caches).await;
             cluster.stop().await;
             report

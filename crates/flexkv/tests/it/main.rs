@@ -1,0 +1,13 @@
+//! The `flexkv` command as a user runs it: whole processes, real sockets, a real Redis.
+//!
+//! Knows the command's arguments, output and exit codes; nothing here calls into its modules, but
+//! for the engine client that attaches to node processes.
+
+mod bench;
+mod demo;
+mod faults;
+mod harness;
+mod model;
+mod node;
+mod replay;
+mod usage;

@@ -1,0 +1,77 @@
+//! A trace made up for tests, and what an exact model of the caches says about it.
+//!
+//! The model: requests in order, round-robin over nodes; each node an LRU list of blocks of its
+//! own, in which a request's blocks count as used from tail to head; a block hits only while the
+//! prefix before it does; what a request got or computed, its node keeps.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use fastrand::Rng;
+
+/// A trace with shared beginnings and conversations that grow.
+pub(crate) struct Trace {
+    pub(crate) requests: Vec<Vec<u64>>,
+}
+
+impl Trace {
+    pub(crate) fn generate(requests: usize, seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut next = 0..;
+        let mut fresh = |count: usize| -> Vec<u64> { next.by_ref().take(count).collect() };
+        let systems: Vec<Vec<u64>> = (0..5).map(|_| fresh(8)).collect();
+        let mut open: Vec<Vec<u64>> = Vec::new();
+        let mut made = Vec::new();
+        for _ in 0..requests {
+            if open.len() < 40 || rng.f32() < 0.2 {
+                open.push(systems[rng.usize(..systems.len())].clone());
+            }
+            let at = rng.usize(..open.len());
+            open[at].extend(fresh(rng.usize(1..6)));
+            made.push(open[at].clone());
+            if open[at].len() > 40 {
+                open.swap_remove(at);
+            }
+        }
+        Self { requests: made }
+    }
+
+    /// As a file.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        for (at, ids) in self.requests.iter().enumerate() {
+            let tokens = 512 * ids.len();
+            writeln!(
+                text,
+                r#"{{"timestamp": {at}, "input_length": {tokens}, "output_length": 1, "hash_ids": {ids:?}}}"#
+            )
+            .unwrap();
+        }
+        text
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.requests.iter().map(Vec::len).sum()
+    }
+
+    /// Blocks that hit on `nodes` nodes of `capacity` blocks each, which share if `global`.
+    pub(crate) fn hits(&self, nodes: usize, capacity: usize, global: bool) -> usize {
+        let mut caches: Vec<Vec<u64>> = vec![Vec::new(); nodes];
+        let mut hits = 0;
+        for (number, ids) in self.requests.iter().enumerate() {
+            let turn = number % nodes;
+            let visible: HashSet<u64> = if global {
+                caches.iter().flatten().copied().collect()
+            } else {
+                caches[turn].iter().copied().collect()
+            };
+            hits += ids.iter().take_while(|id| visible.contains(id)).count();
+            let used: HashSet<u64> = ids.iter().copied().collect();
+            let rest = caches[turn].iter().filter(|id| !used.contains(id));
+            let mut cache: Vec<u64> = ids.iter().chain(rest).copied().collect();
+            cache.truncate(capacity);
+            caches[turn] = cache;
+        }
+        hits
+    }
+}

@@ -1,0 +1,115 @@
+//! `flexkv replay`: hit rates against an exact model of the caches.
+
+use std::sync::LazyLock;
+
+use flexkv_redis::local::LocalRedis;
+use serde_json::Value;
+
+use crate::harness::Home;
+use crate::model::Trace;
+
+static TRACE: LazyLock<Trace> = LazyLock::new(|| Trace::generate(600, 1));
+
+/// Blocks that a node of the tests keeps.
+const CAPACITY: usize = 400;
+
+fn replay(args: &str) -> Value {
+    let home = Home::new();
+    home.write("trace.jsonl", &TRACE.text());
+    let tokens = CAPACITY * 512;
+    let args = format!("replay --trace trace.jsonl --json --node-tokens {tokens} {args}");
+    let report = home.run(&args).json();
+    home.assert_clean();
+    assert_eq!(report["requests"], 600);
+    assert_eq!(report["blocks"], TRACE.blocks());
+    assert_eq!(report["node_blocks"], CAPACITY);
+    assert_eq!(report["corrupt_blocks"], 0);
+    assert_eq!(report["dead_nodes"], 0);
+    assert_eq!(report["verified_blocks"], report["hit_blocks"]);
+    report
+}
+
+fn number(report: &Value, field: &str) -> usize {
+    report[field].as_u64().unwrap() as usize
+}
+
+/// Hits of a cluster: those of the model but for the few blocks that were asked for before they
+/// were known.
+fn assert_near_model(report: &Value, nodes: usize) {
+    let hits = number(report, "hit_blocks");
+    let ideal = TRACE.hits(nodes, CAPACITY, true);
+    let alone = TRACE.hits(nodes, CAPACITY, false);
+    assert!(
+        ideal * 10 > alone * 13,
+        "the trace shows no difference: {ideal}, {alone}"
+    );
+    // Several owners of a block spread load, so that which node keeps what differs a little.
+    let slack = ideal / 10;
+    assert!(
+        hits + slack >= ideal && hits <= ideal + slack,
+        "{hits} of {ideal}"
+    );
+    let fetched = number(report, "remote_hit_blocks");
+    assert_eq!(hits, fetched + number(report, "local_hit_blocks"));
+    assert_eq!(
+        number(report, "fetched_bytes"),
+        fetched * number(report, "block_bytes")
+    );
+    assert!(
+        4 * fetched > hits,
+        "most sharing is between nodes: {fetched} of {hits}"
+    );
+}
+
+#[test]
+fn nodes_alone_hit_what_the_model_says_block_for_block() {
+    for nodes in [1, 4] {
+        let report = replay(&format!("--alone --nodes {nodes}"));
+        assert_eq!(
+            number(&report, "hit_blocks"),
+            TRACE.hits(nodes, CAPACITY, false)
+        );
+        assert_eq!(report["remote_hit_blocks"], 0);
+    }
+}
+
+#[test]
+fn a_cluster_in_one_process_hits_what_the_model_says() {
+    assert_near_model(&replay("--nodes 4"), 4);
+}
+
+#[tokio::test]
+async fn a_cluster_of_processes_on_redis_hits_what_the_model_says() {
+    let redis = LocalRedis::start().await.unwrap();
+    let report = replay(&format!("--nodes 4 --processes --redis {}", redis.url()));
+    assert_near_model(&report, 4);
+    let rate = report["hit_rate"].as_f64().unwrap();
+    let expect = number(&report, "hit_blocks") as f64 / TRACE.blocks() as f64;
+    assert!((rate - expect).abs() < 1e-9);
+    assert!(report["lookup_us_p99"].as_f64() >= report["lookup_us_p50"].as_f64());
+}
+
+#[test]
+fn processes_alone_need_no_redis() {
+    let report = replay("--nodes 2 --processes --alone");
+    assert_eq!(
+        number(&report, "hit_blocks"),
+        TRACE.hits(2, CAPACITY, false)
+    );
+}
+
+#[test]
+fn smaller_and_larger_blocks_cut_the_same_prompts() {
+    let home = Home::new();
+    home.write("trace.jsonl", &Trace::generate(50, 2).text());
+    let args = "replay --trace trace.jsonl --json --alone --nodes 1";
+    let blocks = |more: &str| number(&home.run(&format!("{args} {more}")).json(), "blocks");
+    let usual = blocks("");
+    assert_eq!(blocks("--block-tokens 64"), 8 * usual);
+    let doubled = blocks("--block-tokens 1024");
+    assert!(
+        doubled < usual / 2 && doubled > usual / 2 - 50,
+        "{doubled} of {usual}"
+    );
+    assert!(blocks("--limit 10") < usual);
+}
