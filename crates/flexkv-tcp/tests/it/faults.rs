@@ -9,7 +9,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, FrameHeader, Location};
 use flexkv_ports::{FetchOutcome, Transport as _};
 use flexkv_tcp::wire::{Answer, ENTRY_BYTES, Entry, REQUEST_BYTES, Request, Response};
-use flexkv_tcp::{ServerConfig, TcpTransport};
+use flexkv_tcp::{ServerConfig, TcpTransport, TransportConfig};
 
 use crate::support::{
     DEADLINE, NAMESPACE, Reader, Scripted, block, config, heap, is_fetched, listen_silently, pause,
@@ -143,7 +143,11 @@ async fn an_owner_that_is_slow_but_answers_is_asked_again_at_once() {
         answer(&mut stream, |_, _| {}, BYTES + 10);
         listen_silently(stream);
     });
-    let reader = Reader::new(2, BYTES);
+    let one = TransportConfig {
+        connections: 1,
+        ..config(BYTES)
+    };
+    let reader = Reader::with(one, 2);
     for _ in 0..4 {
         let outcomes = reader.outcomes(&slow.endpoint, &locations(2), SHORT).await;
         assert_eq!(outcomes, [fetched(0), UNREACHABLE]);
@@ -300,7 +304,7 @@ async fn more_peers_than_are_remembered_are_served_in_turn() {
             (serve(tier, ServerConfig::new(NAMESPACE)), stored)
         })
         .collect();
-    let two = flexkv_tcp::TransportConfig {
+    let two = TransportConfig {
         max_peers: 2,
         ..config(BYTES)
     };
