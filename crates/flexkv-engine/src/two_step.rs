@@ -105,13 +105,9 @@ impl TwoStep {
         keys: &[BlockKey],
         deadline: Duration,
     ) -> Result<Ticket, CacheError> {
-        let PrefixHit {
-            ticket,
-            blocks,
-            local,
-        } = self.match_prefix(keys).await?;
+        let PrefixHit { ticket, blocks, .. } = self.match_prefix(keys).await?;
         let permit = self.prefetches.clone().try_acquire_owned();
-        let (true, Ok(permit)) = (blocks > local, permit) else {
+        let (true, Ok(permit)) = (blocks > 0, permit) else {
             return self.cancel(ticket).await.map(|()| ticket);
         };
         if let Err(error) = self.launch(ticket, blocks, deadline).await {

@@ -1,8 +1,10 @@
 //! The local protocol over real sockets, shared memory and processes.
 
 mod cache;
+mod copier;
 mod endpoint;
 mod memfd;
 mod processes;
 mod sessions;
 mod support;
+mod two_step;

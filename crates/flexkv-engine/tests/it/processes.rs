@@ -26,6 +26,10 @@ fn plays_its_role() {
         let uid = Uid::from_raw(NOBODY);
         rustix::thread::set_thread_res_uid(uid, uid, uid).expect("become nobody");
     }
+    if role == "copies" {
+        let told = crate::copier::copies_and_counts_threads(&socket);
+        return writeln!(std::io::stdout(), "{told}").expect("stdout");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
