@@ -1,0 +1,1 @@
+"""Adapters to serving engines, a package each. Importing one needs its engine."""
