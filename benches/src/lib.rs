@@ -4,7 +4,7 @@
 
 use flexkv_block::{
     BlockKey, BlockLayout, ClusterSecret, Generation, LayerShape, LayoutError, Location, Namespace,
-    RequestScope, SlotId, Tier, TokenId,
+    RequestScope, Shard, SlotId, Tier, TokenId,
 };
 
 /// Tokens of a block.
@@ -28,10 +28,10 @@ pub fn root() -> Result<BlockKey, LayoutError> {
         dtype: "bfloat16".to_owned(),
         layout: BlockLayout::uniform(BLOCK_TOKENS as u32, 32, shape)?,
         engine_layout: String::new(),
-        tensor_parallel: (1, 0),
-        pipeline_parallel: (1, 0),
+        tensor_parallel: 1,
+        pipeline_parallel: 1,
     };
-    Ok(namespace.root(&secret(), &RequestScope::default()))
+    Ok(namespace.root(&secret(), Shard::default(), &RequestScope::default()))
 }
 
 /// Number `i` of the sequence `seed`: well spread, the same in every run (splitmix64).

@@ -21,10 +21,12 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     targets::block_frame::TARGET,
     targets::canary::TARGET,
+    targets::config::TARGET,
     targets::delta_log::TARGET,
     targets::local_protocol::TARGET,
     targets::node_record::TARGET,
     targets::tcp_wire::TARGET,
+    targets::trace::TARGET,
 ];
 
 /// The target called `name`.

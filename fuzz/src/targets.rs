@@ -2,7 +2,9 @@
 
 pub(crate) mod block_frame;
 pub(crate) mod canary;
+pub(crate) mod config;
 pub(crate) mod delta_log;
 pub(crate) mod local_protocol;
 pub(crate) mod node_record;
 pub(crate) mod tcp_wire;
+pub(crate) mod trace;

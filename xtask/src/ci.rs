@@ -44,7 +44,8 @@ struct Step {
 }
 
 /// One profile serves clippy to `smoke`, and `--workspace` everywhere keeps the features of shared
-/// dependencies equal, so that they are built once. Only `sim` and `fuzz` build their own.
+/// dependencies equal, so that they are built once; `fuzz` builds only our own crates anew, and
+/// `sim` is the one optimised build.
 /// The three test steps share no test: libraries and binaries, doc tests, integration suites.
 fn steps() -> Vec<Step> {
     let cargo = |name, line| Step {
@@ -63,7 +64,10 @@ fn steps() -> Vec<Step> {
         cargo("fmt", "fmt --all --check"),
         call("tidy", "cargo xtask tidy", tidy::check),
         call("tools", "find or install redis-server and g++", tools),
-        cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
+        cargo(
+            "clippy",
+            "clippy --workspace --all-targets --features flexkv-fuzz/libfuzzer -- -D warnings",
+        ),
         cargo("build", "build --workspace --all-targets"),
         cargo("test", "test --workspace --lib --bins --no-fail-fast"),
         cargo("doc-test", "test --workspace --doc"),

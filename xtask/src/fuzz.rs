@@ -12,8 +12,8 @@ use crate::tools;
 
 /// Fuzzes the decoders of everything that comes from outside.
 ///
-/// Builds all targets into one program under target/fuzz (libFuzzer and AddressSanitizer, on the
-/// stable compiler) and runs each of them from its corpus in fuzz/corpus. Each run begins with the
+/// Builds all targets into one program (libFuzzer and AddressSanitizer, on the stable compiler) and
+/// runs each of them from its seeds and its corpus in fuzz/corpus. Each run begins with the
 /// canary, a target with a planted bug: if that is not found, the fuzzer is blind and the command
 /// fails. A crash leaves its input in fuzz/artifacts; add it to fuzz/regressions/TARGET, which
 /// `cargo test -p flexkv-fuzz` replays without a fuzzer.
@@ -42,30 +42,26 @@ const CANARY: &str = "canary";
 const CANARY_SINGS: &str = "the canary sings";
 /// How many inputs the canary may take; it needs some thousands.
 const CANARY_RUNS: u64 = 20_000_000;
-/// The platform fuzzed on. Naming it keeps the flags away from build scripts and macros.
-const PLATFORM: &str = "x86_64-unknown-linux-gnu";
-
-/// What cargo-fuzz passes to rustc: coverage counters and comparisons for libFuzzer,
-/// AddressSanitizer, and assertions on.
-const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
-    -Cllvm-args=-simplifycfg-branch-fold-threshold=0 -Zsanitizer=address \
-    -Cdebug-assertions -Cforce-frame-pointers --cfg fuzzing";
+/// Stands before rustc for the crates of the workspace and adds what libFuzzer needs.
+const WRAPPER: &str = "fuzz/rustc-instrumented";
 
 /// Fuzzes the targets asked for.
 pub(crate) fn run(args: &Args) -> Result<()> {
     tools::CXX.ensure()?;
     build().run()?;
-    let names = select(&program("").args(["--list"]).read()?, &args.targets)?;
+    let built = built()?;
+    let fuzzer = Fuzzer {
+        program: built.join("debug/fuzz").display().to_string(),
+        work: built.join("fuzz"),
+    };
+    let names = select(&fuzzer.program("").args(["--list"]).read()?, &args.targets)?;
     if args.list {
         names.iter().for_each(|name| say(name));
         return Ok(());
     }
-    let work = root().join("target/fuzz/work");
-    canary(&work)?;
+    fuzzer.canary()?;
     for name in &names {
-        fuzz(name, &work, args.seconds)?;
+        fuzzer.fuzz(name, args.seconds)?;
     }
     say(&format!("{} fuzz targets, no crash", names.len()));
     Ok(())
@@ -80,18 +76,27 @@ pub(crate) fn short() -> Result<()> {
     })
 }
 
-/// Stable rustc takes `-Z` flags only when it is told that it builds itself.
+/// In the profile and with the features of every other build of the workspace, so that of the
+/// dependencies only libFuzzer is built anew.
 fn build() -> Run {
-    Run::cargo("build --release --package flexkv-fuzz --features libfuzzer --bin fuzz")
-        .args(["--target", PLATFORM, "--target-dir", "target/fuzz"])
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", RUSTFLAGS)
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only")
+    let wrapper = root().join(WRAPPER);
+    Run::cargo("build --workspace --bin fuzz --features flexkv-fuzz/libfuzzer")
+        .env("RUSTC_WORKSPACE_WRAPPER", &wrapper.to_string_lossy())
 }
 
-fn program(target: &str) -> Run {
-    let path = format!("target/fuzz/{PLATFORM}/release/fuzz");
-    Run::new(&path).env("FLEXKV_FUZZ_TARGET", target)
+/// The directory that cargo builds into.
+fn built() -> Result<PathBuf> {
+    let metadata = Run::cargo("metadata --no-deps --format-version 1").read()?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let dir = metadata["target_directory"].as_str();
+    dir.map(PathBuf::from)
+        .context("`cargo metadata` names no target directory")
+}
+
+/// The built program, and where its runs leave what they find.
+struct Fuzzer {
+    program: String,
+    work: PathBuf,
 }
 
 /// The names to fuzz, out of the program's list (one a line); the canary never is one.
@@ -115,52 +120,62 @@ fn select(list: &str, wanted: &[String]) -> Result<Vec<String>> {
     Ok(chosen.map(str::to_owned).collect())
 }
 
-/// Fails unless the planted bug is found from an empty corpus.
-fn canary(work: &Path) -> Result<()> {
-    let corpus = fresh(&work.join(CANARY))?;
-    let artifacts = format!("-artifact_prefix={}/", corpus.display());
-    let run = program(CANARY).args(["-seed=1", &format!("-runs={CANARY_RUNS}"), &artifacts]);
-    say(&format!("$ {run}"));
-    let (success, text) = run.args([corpus.display().to_string()]).capture()?;
-    if success || !text.contains(CANARY_SINGS) {
-        bail!("the fuzzer is blind: it did not find the bug planted in `{CANARY}`\n{text}");
+impl Fuzzer {
+    fn program(&self, target: &str) -> Run {
+        Run::new(&self.program).env("FLEXKV_FUZZ_TARGET", target)
     }
-    say("the planted bug was found");
-    Ok(())
-}
 
-/// New inputs go to `work`, so that a run leaves the checked-in corpus as it is.
-fn fuzz(name: &str, work: &Path, seconds: u64) -> Result<()> {
-    let found = fresh(&work.join(name).join("found"))?;
-    let seeds = fresh(&work.join(name).join("seeds"))?;
-    let seeds = seeds.display().to_string();
-    program(name).args(["--seeds", &seeds]).read()?;
-    let artifacts = root().join("fuzz/artifacts").join(name);
-    std::fs::create_dir_all(&artifacts)
-        .with_context(|| format!("cannot make {}", artifacts.display()))?;
-    let mut run = program(name).args([
-        format!("-max_total_time={seconds}"),
-        format!("-artifact_prefix={}/", artifacts.display()),
-        "-timeout=10".to_owned(),
-        "-rss_limit_mb=2048".to_owned(),
-        "-print_final_stats=1".to_owned(),
-        "-verbosity=0".to_owned(),
-        "-print_funcs=0".to_owned(),
-        found.display().to_string(),
-        seeds,
-    ]);
-    for kind in ["corpus", "regressions"] {
-        let dir = root().join("fuzz").join(kind).join(name);
-        if dir.is_dir() {
-            run = run.args([dir.display().to_string()]);
+    /// Fails unless the planted bug is found from an empty corpus.
+    fn canary(&self) -> Result<()> {
+        let corpus = fresh(&self.work.join(CANARY))?.display().to_string();
+        let run = self.program(CANARY).args([
+            "-seed=1".to_owned(),
+            format!("-runs={CANARY_RUNS}"),
+            format!("-artifact_prefix={corpus}/"),
+            corpus,
+        ]);
+        say(&format!("$ {run}"));
+        let (success, text) = run.capture()?;
+        if success || !text.contains(CANARY_SINGS) {
+            bail!("the fuzzer is blind: it did not find the bug planted in `{CANARY}`\n{text}");
         }
+        say("the planted bug was found");
+        Ok(())
     }
-    run.run().with_context(|| {
-        format!(
-            "fuzz target `{name}` found a crash; its input is in {}",
-            artifacts.display()
-        )
-    })
+
+    /// New inputs go to `work`, so that a run leaves the checked-in corpus as it is.
+    fn fuzz(&self, name: &str, seconds: u64) -> Result<()> {
+        let found = fresh(&self.work.join(name).join("found"))?;
+        let seeds = fresh(&self.work.join(name).join("seeds"))?;
+        let seeds = seeds.display().to_string();
+        self.program(name).args(["--seeds", &seeds]).read()?;
+        let artifacts = root().join("fuzz/artifacts").join(name);
+        std::fs::create_dir_all(&artifacts)
+            .with_context(|| format!("cannot make {}", artifacts.display()))?;
+        let mut run = self.program(name).args([
+            format!("-max_total_time={seconds}"),
+            format!("-artifact_prefix={}/", artifacts.display()),
+            "-timeout=10".to_owned(),
+            "-rss_limit_mb=2048".to_owned(),
+            "-print_final_stats=1".to_owned(),
+            "-verbosity=0".to_owned(),
+            "-print_funcs=0".to_owned(),
+            found.display().to_string(),
+            seeds,
+        ]);
+        for kind in ["corpus", "regressions"] {
+            let dir = root().join("fuzz").join(kind).join(name);
+            if dir.is_dir() {
+                run = run.args([dir.display().to_string()]);
+            }
+        }
+        run.run().with_context(|| {
+            format!(
+                "fuzz target `{name}` found a crash; its input is in {}",
+                artifacts.display()
+            )
+        })
+    }
 }
 
 /// `dir`, made and empty.
