@@ -49,18 +49,22 @@ class Files:
 
     @property
     def lock(self) -> Path:
+        """Held while the node is looked for and started."""
         return self.socket.with_suffix(".lock")
 
     @property
     def config(self) -> Path:
+        """The configuration it was started with."""
         return self.socket.with_suffix(".toml")
 
     @property
     def log(self) -> Path:
+        """What it told."""
         return self.socket.with_suffix(".log")
 
     @property
     def pid(self) -> Path:
+        """Its process."""
         return self.socket.with_suffix(".pid")
 
 
@@ -250,7 +254,9 @@ def _own_address(config: Config) -> str:
         try:
             probe.connect((config.redis_host, config.redis_port))
         except OSError as error:
-            raise ConfigError(f"local_ip is needed: {config.redis_host} is not known: {error}") from error
+            raise ConfigError(
+                f"local_ip is needed: {config.redis_host} is not known: {error}"
+            ) from error
         return str(probe.getsockname()[0])
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 VOCABULARY = 2048
 
 
-def make(
-    directory: Path, *, hidden: int = 256, layers: int = 4, dtype: str = "bfloat16"
-) -> None:
+def make(directory: Path, *, hidden: int = 256, layers: int = 4, dtype: str = "bfloat16") -> None:
     """Writes model and tokenizer to `directory`, unless they are there."""
     if (directory / "tokenizer.json").exists():
         return

@@ -29,7 +29,7 @@ def reports_worker_metadata() -> bool:
 
 @functools.cache
 def keeps_blocks_of_aborted_loads() -> bool:
-    """Whether the scheduler itself keeps the blocks of an aborted request until its load is done."""
+    """Whether the scheduler itself keeps the blocks of an aborted request until it is loaded."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return "delay_free_blocks" in inspect.signature(Scheduler._free_request).parameters

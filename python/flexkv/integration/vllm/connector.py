@@ -1,7 +1,7 @@
 """`FlexKVConnector`, the same as a connector of its own.
 
-For `kv_connector_module_path="flexkv.integration.vllm.connector"`, where vLLM has no built-in one or
-the built-in one should not be used. Every call goes to `FlexKVConnectorV1Impl`.
+For `kv_connector_module_path="flexkv.integration.vllm.connector"`, where vLLM has no built-in one
+or the built-in one should not be used. Every call goes to `FlexKVConnectorV1Impl`.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class FlexKVConnector(base.KVConnectorBase_V1):
     ) -> tuple[int | None, bool]:
         return self._impl.get_num_new_matched_tokens(request, num_computed_tokens)
 
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         self._impl.update_state_after_alloc(request, blocks, num_external_tokens)
 
     def get_external_cache_hit_sources(

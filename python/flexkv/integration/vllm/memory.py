@@ -32,7 +32,9 @@ def _layer(name: str, tensor: Any, num_blocks: int) -> list[Region]:
     shape, strides, element = list(tensor.shape), list(tensor.stride()), tensor.element_size()
     at = next((i for i, size in enumerate(shape[:2]) if size and size % num_blocks == 0), None)
     if at is None:
-        raise Unsupported(f"the KV cache of {name}, {shape}, has no dimension of {num_blocks} blocks")
+        raise Unsupported(
+            f"the KV cache of {name}, {shape}, has no dimension of {num_blocks} blocks"
+        )
     split = shape[at] // num_blocks
     inner = _dense(name, shape[at + 1 :], strides[at + 1 :])
     if split > 1 and strides[at] != inner:

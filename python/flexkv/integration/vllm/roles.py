@@ -46,9 +46,7 @@ class SchedulerRole:
         announcer = Announcer(
             bool(events and events.enable_kv_cache_events), shape.tokens_per_block
         )
-        self.side = SchedulerSide(
-            self.link, self._keys_of, self._behaviour(vllm_config), announcer
-        )
+        self.side = SchedulerSide(self.link, self._keys_of, self._behaviour(vllm_config), announcer)
         self.link.wait(config.attach_timeout_s)
 
     def stamp(self, plan: Plan) -> Plan:
@@ -164,7 +162,7 @@ def attach(config: settings.Config, deployment: node.Deployment) -> Any:
     attachment = _native.Attachment(str(path), config.attach_timeout_s)
     if attachment.namespace != deployment.namespace:
         raise node.NodeStartError(
-            f"the node at {path} serves namespace {attachment.namespace}, not {deployment.namespace}"
+            f"the node at {path} serves {attachment.namespace}, not {deployment.namespace}"
         )
     if attachment.block_bytes != deployment.block_bytes:
         raise node.NodeStartError(

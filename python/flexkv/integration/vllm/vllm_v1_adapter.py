@@ -155,9 +155,7 @@ class FlexKVConnectorV1Impl:
         return self._scheduler.side.matched(request, num_computed_tokens)
 
     @guarded(lambda: None)
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """The blocks that a promise is loaded into."""
         if self._scheduler is not None:
             block_ids = blocks.get_block_ids()[0] if num_external_tokens else []
