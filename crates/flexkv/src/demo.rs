@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use flexkv_ports::CacheError;
 use indicatif::ProgressBar;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -118,10 +119,16 @@ async fn phase(
     what: &str,
 ) -> Result<Summary> {
     let running = LocalCluster::start(cluster).await?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let computing = Arc::new(Semaphore::new((processors / 2).max(1)));
     let mut engines = Vec::new();
     for number in 0..spec.nodes * spec.engines_per_node {
         let cache = running.attach(number % spec.nodes).await?;
-        engines.push(Arc::new(Engine::new(cache, spec.load_deadline)));
+        engines.push(Arc::new(Engine::new(
+            cache,
+            spec.load_deadline,
+            computing.clone(),
+        )));
     }
     let bar = progress(workload.requests() as u64, what);
     let mut tally = Tally::new(cluster.deployment.block_bytes);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use flexkv_block::BlockKey;
 use flexkv_ports::{BlockView, CacheError, Filled, KvCache, Loaded, Ticket};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::content;
@@ -14,6 +15,7 @@ use crate::content;
 pub struct Engine {
     cache: Arc<dyn KvCache>,
     load_deadline: Duration,
+    computing: Arc<Semaphore>,
 }
 
 /// What became of one prompt.
@@ -40,11 +42,18 @@ pub struct Outcome {
 }
 
 impl Engine {
-    /// An engine that waits at most `load_deadline` for the blocks of a prompt.
-    pub fn new(cache: Arc<dyn KvCache>, load_deadline: Duration) -> Self {
+    /// An engine that waits at most `load_deadline` for the blocks of a prompt. It makes and checks
+    /// bytes under a permit of `computing`: a real engine does that on a device of its own, so
+    /// simulated ones must leave processors to the nodes.
+    pub fn new(
+        cache: Arc<dyn KvCache>,
+        load_deadline: Duration,
+        computing: Arc<Semaphore>,
+    ) -> Self {
         Self {
             cache,
             load_deadline,
+            computing,
         }
     }
 
@@ -79,7 +88,9 @@ impl Engine {
             outcome.load = asked.elapsed();
             outcome.local = loaded.local;
             outcome.remote = loaded.remote;
+            let permit = self.computing.acquire().await;
             let right = check(keys, &loaded.blocks);
+            drop(permit);
             outcome.verified = right.iter().take_while(|right| **right).count();
             outcome.corrupt = right.iter().filter(|right| !**right).count();
         }
@@ -97,6 +108,7 @@ impl Engine {
     /// Stores `keys[first..]`; returns how many the cache took.
     async fn store(&self, keys: &[BlockKey], first: usize) -> Result<usize, CacheError> {
         let grant = self.cache.store(keys, first).await?;
+        let permit = self.computing.acquire().await;
         let mut filled = Vec::new();
         for (index, slot) in grant.slots.iter().enumerate() {
             if let Some(slot) = slot {
@@ -104,6 +116,7 @@ impl Engine {
                 filled.push(Filled { index, checksum });
             }
         }
+        drop(permit);
         let committed = if filled.is_empty() {
             Ok(())
         } else {

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use flexkv_block::BlockKey;
 use flexkv_ports::{CacheError, KvCache};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::cluster::{ClusterSpec, LocalCluster, ProcessCluster};
@@ -75,7 +76,8 @@ struct Player<'a> {
 
 impl<'a> Player<'a> {
     fn new(spec: &'a ClusterSpec, caches: Vec<Arc<dyn KvCache>>, load_deadline: Duration) -> Self {
-        let engine = |cache| Some(Engine::new(cache, load_deadline));
+        let computing = Arc::new(Semaphore::new(1));
+        let engine = |cache| Some(Engine::new(cache, load_deadline, computing.clone()));
         Self {
             spec,
             engines: caches.into_iter().map(engine).collect(),

@@ -173,7 +173,7 @@ impl Summary {
                 format!("{:.0} / {:.0} us", self.lookup_us_p50, self.lookup_us_p99),
             ),
             (
-                "fetch from other nodes",
+                "fetch rate, as one engine sees it",
                 rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2} GB/s")),
             ),
             ("blocks verified", show_count(self.verified_blocks)),

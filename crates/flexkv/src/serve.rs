@@ -24,6 +24,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long leaving the cluster may take.
 const LEFT_WITHIN: Duration = Duration::from_secs(15);
 
+/// Buckets of the histograms, all of which count seconds.
+const SECONDS: [f64; 11] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0,
+];
+
 /// How a node process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
@@ -35,7 +40,10 @@ pub struct ServeOptions {
 
 /// Runs a node until a signal asks it to end; tells events on `out`.
 pub async fn serve(file: NodeFile, options: ServeOptions, out: &mut dyn Write) -> Result<()> {
-    let recorder = PrometheusBuilder::new().build_recorder();
+    let recorder = PrometheusBuilder::new()
+        .set_buckets(&SECONDS)
+        .context("cannot set up metrics")?
+        .build_recorder();
     let metrics = match file.metrics {
         Some(address) => Some(MetricsServer::start(address, recorder.handle()).await?),
         None => None,

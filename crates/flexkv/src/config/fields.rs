@@ -115,6 +115,7 @@ impl<'a> Fields<'a> {
         let mut problems = Vec::new();
         for (name, value) in self.document {
             match value {
+                Value::Table(section) if section.is_empty() => problems.extend(self.empty(name)),
                 Value::Table(section) => problems.extend(
                     section
                         .keys()
@@ -139,6 +140,18 @@ impl<'a> Fields<'a> {
         Some(Problem {
             key: key.to_owned(),
             reason,
+        })
+    }
+
+    /// The problem with the empty section `name` if nothing in it was ever asked for.
+    fn empty(&self, name: &str) -> Option<Problem> {
+        let known = |key: &&str| {
+            key.split_once('.')
+                .is_some_and(|(section, _)| section == name)
+        };
+        (!self.known.iter().any(known)).then(|| Problem {
+            key: name.to_owned(),
+            reason: "unknown section".to_owned(),
         })
     }
 

@@ -152,7 +152,11 @@ impl KvCache for Scripted {
 
 async fn run(cache: &Arc<Scripted>, blocks: u128) -> Result<Outcome, CacheError> {
     let keys: Vec<BlockKey> = (1..=blocks).map(BlockKey::from_u128).collect();
-    let engine = Engine::new(cache.clone(), Duration::from_secs(1));
+    let engine = Engine::new(
+        cache.clone(),
+        Duration::from_secs(1),
+        Arc::new(Semaphore::new(1)),
+    );
     let outcome = engine.run(&keys).await;
     assert_eq!(*cache.open.lock().unwrap(), [], "tickets left open");
     outcome

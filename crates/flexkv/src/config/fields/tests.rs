@@ -24,6 +24,8 @@ fn wrong_values_are_named_all_at_once() {
         problems("name = 'a'\nredis.url = 'u'\nmemory.slots = 10"),
         [""; 0]
     );
+    assert_eq!(problems("name = 'a'\n[redis]"), [""; 0]);
+    assert_eq!(problems("name = 'a'\n[rds]"), ["rds: unknown section"]);
     assert_eq!(problems(""), ["name: is missing: who this is"]);
     assert_eq!(problems("name = ''"), ["name: is empty: who this is"]);
     assert_eq!(
