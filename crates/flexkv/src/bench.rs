@@ -3,6 +3,7 @@
 //! Each benchmark measures its naive baseline in the same run. Knows nothing of how rows are shown.
 
 pub mod index;
+pub mod serve;
 
 use serde::Serialize;
 use tokio::time::Instant;

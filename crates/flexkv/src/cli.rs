@@ -94,7 +94,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<()> {
         Command::Demo(args) => runtime.block_on(unless_interrupted(demo::run(args, out))),
         Command::Node(args) => runtime.block_on(node::run(args, out)),
         Command::Replay(args) => runtime.block_on(unless_interrupted(replay::run(args, out))),
-        Command::Bench(command) => bench::run(command, out),
+        Command::Bench(command) => bench::run(command, &runtime, out),
     };
     // A read of standard input may be waiting for ever.
     runtime.shutdown_background();

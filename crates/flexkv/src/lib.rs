@@ -12,6 +12,7 @@ pub mod content;
 pub mod demo;
 pub mod engine;
 pub mod events;
+pub mod http;
 pub mod instance;
 pub mod replay;
 pub mod report;

@@ -1,24 +1,29 @@
 //! `flexkv bench`: its arguments and its table. What is measured is known to `bench`.
 
+mod serve;
+
 use std::io::Write;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::bench::{Row, index};
 use crate::report::table;
 
-/// Measure this machine: one row per value, with targets and what others have.
+/// Measure this machine, or serving instances: a row per value, with targets and what others have.
 ///
 /// Timings are of this machine and this moment: run twice, and on an idle machine. --json prints
 /// an array of rows {name, value, unit, better, target, peer, peer_value} for scripts.
 ///
 ///   flexkv bench index
 ///   flexkv bench index --json > today.json
+///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
 #[derive(Debug, Subcommand)]
 #[command(verbatim_doc_comment)]
 pub(super) enum BenchCommand {
     Index(IndexArgs),
+    Serve(serve::ServeArgs),
 }
 
 /// The global index in memory: hashing, matching, locating, applying, memory.
@@ -33,8 +38,16 @@ pub(super) struct IndexArgs {
     json: bool,
 }
 
-pub(super) fn run(command: BenchCommand, out: &mut dyn Write) -> Result<()> {
-    let BenchCommand::Index(args) = command;
+pub(super) fn run(command: BenchCommand, runtime: &Runtime, out: &mut dyn Write) -> Result<()> {
+    match command {
+        BenchCommand::Index(args) => run_index(&args, out),
+        BenchCommand::Serve(args) => {
+            runtime.block_on(super::unless_interrupted(serve::run(args, out)))
+        }
+    }
+}
+
+fn run_index(args: &IndexArgs, out: &mut dyn Write) -> Result<()> {
     let rows = index::run(args.blocks);
     if args.json {
         super::print_json(out, &rows)

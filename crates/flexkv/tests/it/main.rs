@@ -4,6 +4,8 @@
 //! for the engine client that attaches to node processes.
 
 mod bench;
+mod bench_serve;
+mod completions;
 mod demo;
 mod faults;
 mod harness;
