@@ -5,13 +5,16 @@
 
 mod shards;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flexkv_block::BlockKey;
 use flexkv_ports::{CacheError, KvCache, LoadStatus, Loaded, PrefixHit, Ticket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
+
+use crate::lock::Lock;
 
 pub use self::shards::{ShardsHit, ShardsLoaded};
 
@@ -23,7 +26,11 @@ const PREFETCHES: usize = 256;
 pub struct TwoStep {
     cache: Arc<dyn KvCache>,
     prefetches: Arc<Semaphore>,
+    waits: Arc<Lock<HashMap<Ticket, Ended>>>,
 }
+
+/// Tells how a load ended, once it has.
+type Ended = watch::Receiver<Option<Result<Loaded, CacheError>>>;
 
 impl TwoStep {
     /// The two steps on `cache`.
@@ -31,6 +38,7 @@ impl TwoStep {
         Self {
             cache,
             prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+            waits: Arc::default(),
         }
     }
 
@@ -68,7 +76,8 @@ impl TwoStep {
         }
     }
 
-    /// As [`Self::poll`], but waits up to `within` for the load to end.
+    /// As [`Self::poll`], but waits up to `within` for the load to end. To be called inside a tokio
+    /// runtime.
     ///
     /// # Errors
     /// As [`KvCache::wait`].
@@ -77,10 +86,34 @@ impl TwoStep {
         ticket: Ticket,
         within: Duration,
     ) -> Result<Option<Loaded>, CacheError> {
-        timeout(within, self.cache.wait(ticket))
-            .await
-            .ok()
-            .transpose()
+        if let Some(loaded) = self.poll(ticket).await? {
+            return Ok(Some(loaded));
+        }
+        let mut ended = self.ended(ticket);
+        match timeout(within, ended.wait_for(Option::is_some)).await {
+            Err(_) => Ok(None),
+            Ok(Ok(result)) => result.clone().transpose(),
+            Ok(Err(_)) => Err(CacheError::Gone {
+                reason: "the runtime that waited for a load has ended".to_owned(),
+            }),
+        }
+    }
+
+    /// Where the end of a load will be told. The cache waits once for each load, however often its
+    /// callers give up and ask again.
+    fn ended(&self, ticket: Ticket) -> Ended {
+        let mut waits = self.waits.lock();
+        let begin = || {
+            let (tell, ended) = watch::channel(None);
+            let (cache, waits) = (self.cache.clone(), self.waits.clone());
+            tokio::spawn(async move {
+                let result = cache.wait(ticket).await;
+                waits.lock().remove(&ticket);
+                tell.send_replace(Some(result));
+            });
+            ended
+        };
+        waits.entry(ticket).or_insert_with(begin).clone()
     }
 
     /// Gives up all that a ticket holds. A ticket that is not known holds nothing.

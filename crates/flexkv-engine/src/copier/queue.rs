@@ -155,3 +155,6 @@ fn take(queue: &mut VecDeque<(Arc<Batch>, usize)>) -> Option<Claim> {
     }
     Some(claim)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use flexkv_block::BlockKey;
 use flexkv_ports::{CacheError, Loaded, Ticket};
 use futures_util::future::join_all;
-use tokio::time::timeout;
 
 use super::TwoStep;
 
@@ -113,12 +112,10 @@ impl TwoStep {
         hit: &ShardsHit,
         within: Duration,
     ) -> Result<Option<ShardsLoaded>, CacheError> {
-        let waits = join_all(hit.tickets.iter().map(|ticket| self.cache.wait(*ticket)));
-        let Ok(loaded) = timeout(within, waits).await else {
-            return Ok(None);
-        };
-        let loaded: Vec<Loaded> = loaded.into_iter().collect::<Result<_, _>>()?;
-        Ok(Some(ShardsLoaded::new(loaded)))
+        let waits = hit.tickets.iter().map(|ticket| self.wait(*ticket, within));
+        let waited = join_all(waits).await;
+        let loaded: Option<Vec<Loaded>> = waited.into_iter().collect::<Result<_, _>>()?;
+        Ok(loaded.map(ShardsLoaded::new))
     }
 
     /// Gives up all that the tickets of a hit hold, whatever happens to each.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum};
-use flexkv_engine::{Attachment, EngineClient, TwoStep};
+use flexkv_engine::{Attachment, EngineClient, ServerConfig, TwoStep};
 use flexkv_ports::{CacheError, Filled, KvCache as _, MemorySlice, Ticket};
 
 use crate::cache::{BLOCK_BYTES, NAMESPACE};
@@ -124,6 +124,27 @@ async fn no_shards_have_nothing() {
     assert_eq!((hit.blocks, hit.local), (0, 0));
     let loaded = steps.poll_shards(&hit).await.expect("poll");
     assert_eq!(loaded.expect("nothing to wait for").blocks, 0);
+}
+
+#[tokio::test]
+async fn waits_that_were_given_up_do_not_add_up() {
+    let node = Node::start(4);
+    let (client, steps) = steps(&node).await;
+    store(&client, 0..2).await;
+    node.cache.set_loading(false);
+    let hit = steps.match_prefix(&keys(0..2)).await.expect("match");
+    steps.launch(hit.ticket, 2, LONG).await.expect("launch");
+    let most = ServerConfig::default().max_waits;
+    for _ in 0..2 * most {
+        let waited = steps.wait(hit.ticket, Duration::ZERO).await;
+        assert!(waited.expect("one more").is_none());
+    }
+    node.cache.set_loading(true);
+    let loaded = steps.wait(hit.ticket, LONG).await.expect("wait");
+    assert_eq!(loaded.expect("in time").blocks.len(), 2);
+    steps.cancel(hit.ticket).await.expect("cancel");
+    let error = steps.wait(hit.ticket, LONG).await.expect_err("cancelled");
+    assert!(matches!(error, CacheError::UnknownTicket { .. }), "{error}");
 }
 
 #[tokio::test]
