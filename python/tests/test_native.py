@@ -50,7 +50,7 @@ def keys(blocks, salt=""):
 class Node:
     """A node process of the test's own, killed at the end."""
 
-    def __init__(self, folder, slots=64):
+    def __init__(self, folder, slots=64, namespace=None, block_bytes=BLOCK_BYTES):
         self.socket = folder / "run" / "node.sock"
         config = folder / "node.toml"
         config.write_text(
@@ -59,11 +59,10 @@ class Node:
             cluster = "tests"
             secret = "{SECRET.decode()}"
             [namespace]
-            id = "{derive()[0]}"
-            block_bytes = {BLOCK_BYTES}
+            id = "{namespace or derive()[0]}"
+            block_bytes = {block_bytes}
             [memory]
             slots = {slots}
-            huge_pages = false
             [network]
             listen = "127.0.0.1:0"
             [engine]
