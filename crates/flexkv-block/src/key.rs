@@ -98,9 +98,10 @@ impl fmt::Debug for ClusterSecret {
 pub struct KeyChain {
     secret: ClusterSecret,
     tip: BlockKey,
-    /// `tip ‖ tokens of the block being filled`, ready to hash in one call.
-    input: Vec<u8>,
-    tokens_per_block: usize,
+    /// `tip ‖ tokens of the block being filled`, as long as a full block's input.
+    input: Box<[u8]>,
+    /// How many of the tokens in `input` are set.
+    tokens: usize,
 }
 
 impl KeyChain {
@@ -110,33 +111,34 @@ impl KeyChain {
     /// If `tokens_per_block` is 0.
     pub fn new(secret: &ClusterSecret, root: BlockKey, tokens_per_block: usize) -> Self {
         assert!(tokens_per_block > 0, "a block holds at least one token");
-        let mut input = Vec::with_capacity(BlockKey::BYTES + 4 * tokens_per_block);
-        input.extend_from_slice(&root.to_bytes());
+        let mut input = vec![0; BlockKey::BYTES + 4 * tokens_per_block].into_boxed_slice();
+        input[..BlockKey::BYTES].copy_from_slice(&root.to_bytes());
         Self {
             secret: secret.clone(),
             tip: root,
             input,
-            tokens_per_block,
+            tokens: 0,
         }
     }
 
     /// Appends tokens and pushes the key of every block that they complete.
     pub fn extend(&mut self, tokens: &[TokenId], keys: &mut Vec<BlockKey>) {
-        let full = BlockKey::BYTES + 4 * self.tokens_per_block;
+        let per_block = (self.input.len() - BlockKey::BYTES) / 4;
+        keys.reserve((self.tokens + tokens.len()) / per_block);
         let mut rest = tokens;
-        keys.reserve(rest.len() / self.tokens_per_block + 1);
         while !rest.is_empty() {
-            let room = (full - self.input.len()) / 4;
-            let (now, later) = rest.split_at(room.min(rest.len()));
+            let (now, later) = rest.split_at((per_block - self.tokens).min(rest.len()));
             rest = later;
-            for token in now {
-                self.input.extend_from_slice(&token.to_le_bytes());
+            let free = &mut self.input[BlockKey::BYTES + 4 * self.tokens..];
+            for (bytes, token) in free.chunks_exact_mut(4).zip(now) {
+                bytes.copy_from_slice(&token.to_le_bytes());
             }
-            if self.input.len() == full {
+            self.tokens += now.len();
+            if self.tokens == per_block {
                 self.tip = BlockKey::from_u128(self.secret.hash(&self.input));
+                self.input[..BlockKey::BYTES].copy_from_slice(&self.tip.to_bytes());
+                self.tokens = 0;
                 keys.push(self.tip);
-                self.input.clear();
-                self.input.extend_from_slice(&self.tip.to_bytes());
             }
         }
     }
