@@ -28,6 +28,9 @@ _DEFAULT_SHARE = 4
 _DEFAULT_MOST = 16 * GIB
 _DEFAULT_LEAST = GIB // 4
 
+_DETACHED = '"$@" --json </dev/null >>"$0" 2>&1 & echo $!'
+"""A shell that ends at once, so that the node is nobody's child: engines kill their children."""
+
 
 class NodeStartError(RuntimeError):
     """The node could not be started; the text says why and where its log is."""
@@ -180,27 +183,26 @@ def _start(config: Config, deployment: Deployment, at: Files) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "FLEXKV_REDIS_PASSWORD"}
     if redis_url(config) and config.redis_password:
         environ["FLEXKV_REDIS_PASSWORD"] = config.redis_password
-    with at.log.open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "node", "--config", str(at.config), "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environ,
-            cwd="/",
-            start_new_session=True,
-        )
-    _write_private(at.pid, f"{process.pid}\n")
-    _await_listening(config, process, at)
+    started = subprocess.run(
+        ["/bin/sh", "-c", _DETACHED, str(at.log), *command, "node", "--config", str(at.config)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environ,
+        cwd="/",
+        start_new_session=True,
+        check=True,
+    )
+    _write_private(at.pid, started.stdout.decode())
+    _await_listening(config, at)
 
 
-def _await_listening(config: Config, process: subprocess.Popen[bytes], at: Files) -> None:
+def _await_listening(config: Config, at: Files) -> None:
     """Waits until the node listens, for as long as an engine's start may."""
     deadline = time.monotonic() + config.attach_timeout_s
     while time.monotonic() < deadline and not _listens(at.socket):
-        if (code := process.poll()) is not None:
+        if not _runs(at.pid):
             last = at.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise NodeStartError(f"the node ended with status {code}: {last}; see {at.log}")
+            raise NodeStartError(f"the node ended at once: {last}; see {at.log}")
         time.sleep(0.02)
 
 

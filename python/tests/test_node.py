@@ -72,7 +72,7 @@ def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
 
 def test_a_node_that_cannot_start_is_told_with_its_reason(config: Config) -> None:
     broken = Config(runtime_dir=config.runtime_dir, node_command="sh -c 'echo no luck; exit 3'")
-    with pytest.raises(node.NodeStartError, match=r"status 3.*no luck"):
+    with pytest.raises(node.NodeStartError, match=r"ended at once.*no luck"):
         node.ensure(broken, DEPLOYMENT)
 
 
@@ -91,6 +91,14 @@ def test_engines_that_start_together_start_one_node(config: Config) -> None:
     assert len(set(sockets)) == 1
     at = node.files(config, NAMESPACE)
     assert at.log.read_text().count('"event":"ready"') == 1
+
+
+@native
+def test_a_node_is_no_child_of_the_engine_that_started_it(config: Config) -> None:
+    node.ensure(config, DEPLOYMENT)
+    pid = int(node.files(config, NAMESPACE).pid.read_text())
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"PPid:\t{os.getpid()}\n" not in status
 
 
 @native
