@@ -2,6 +2,7 @@
 //!
 //! Each job is a task beside the session, so the copying threads never wait for the node.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use flexkv_block::{BlockKey, Checksum};
@@ -45,11 +46,12 @@ impl Shared {
         }
     }
 
-    /// Makes copies until the queue is stopped: the work of a copying thread.
+    /// Makes copies until the queue is stopped: the work of a copying thread. A defect here costs
+    /// the copy, never an engine that waits for it for ever.
     pub(super) fn copy_until_stopped(&self) {
         while let Some(claim) = self.queue.next() {
-            let outcome = self.copy(claim.copy());
-            claim.end(outcome);
+            let copied = catch_unwind(AssertUnwindSafe(|| self.copy(claim.copy())));
+            claim.end(copied.unwrap_or(Err(Bad)));
         }
     }
 
