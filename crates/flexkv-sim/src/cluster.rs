@@ -67,7 +67,10 @@ impl Cluster {
             block_bytes: self.shape.block_bytes,
         };
         let tier: Arc<dyn BlockTier> = Arc::new(HeapTier::new(shape));
-        let tier = self.plant.map_or(tier.clone(), |plant| plant.wrap(tier));
+        let tier = match self.plant {
+            Some(plant) => plant.wrap(tier),
+            None => tier,
+        };
         let endpoint = self.hub.register(name, tier.clone());
         let node_name: NodeName = name
             .parse()

@@ -309,13 +309,18 @@ fn slots(fields: &mut Fields<'_>, block_bytes: Option<usize>) -> Option<u32> {
         (false, true) => {
             let (size, block_bytes) = (size?, block_bytes?);
             let slots = size / block_bytes as u64;
-            if slots == 0 {
-                fields.refuse(
+            match u32::try_from(slots) {
+                Ok(0) => fields.refuse(
                     "memory.size",
                     format!("holds no block of {block_bytes} bytes"),
-                );
+                ),
+                Ok(slots) => return Some(slots),
+                Err(_) => fields.refuse(
+                    "memory.size",
+                    format!("holds {slots} blocks, and a node at most {}", u32::MAX),
+                ),
             }
-            u32::try_from(slots).ok().filter(|slots| *slots > 0)
+            None
         }
     }
 }

@@ -129,6 +129,11 @@ fn what_is_wrong_is_named() {
     );
     refuse(
         "memory.slots = 10",
+        "memory.size = '9000 TiB'",
+        "`memory.size` holds 2415919104000 blocks, and a node at most 4294967295",
+    );
+    refuse(
+        "memory.slots = 10",
         "memory.size = '2 G'",
         "`memory.size` `2 G` is not a size",
     );
