@@ -18,6 +18,8 @@ from typing import Any
 
 PREFIX = "FLEXKV_"
 FILE_VARIABLE = "FLEXKV_CONFIG_PATH"
+_OTHERS = {FILE_VARIABLE, "FLEXKV_LOG", "FLEXKV_REDIS_SERVER", "FLEXKV_FUZZ_TARGET"}
+"""Variables that the command and its tools read; tests have `FLEXKV_TEST_...`."""
 SWITCH_VARIABLE = "ENABLE_FLEXKV"
 
 GIB = 1 << 30
@@ -115,7 +117,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     variables = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name != FILE_VARIABLE
+        if name.startswith(PREFIX) and not (name in _OTHERS or name.startswith("FLEXKV_TEST_"))
     }
     config = read(variables, lambda key: PREFIX + key.upper())
     path = environ.get(FILE_VARIABLE)

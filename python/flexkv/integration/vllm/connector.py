@@ -14,7 +14,7 @@ from flexkv.integration.vllm.metrics import FlexKVPromMetrics, FlexKVStats
 from flexkv.integration.vllm.vllm_v1_adapter import FlexKVConnectorV1Impl
 
 
-class FlexKVConnector(base.KVConnectorBase_V1):
+class FlexKVConnector(base.KVConnectorBase_V1):  # type: ignore[misc]
     """One role of the connector in one process."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any | None = None) -> None:

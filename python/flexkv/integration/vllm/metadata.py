@@ -12,7 +12,7 @@ from flexkv.integration.vllm.plan import Plan, Report
 _WorkerMetadata = getattr(base, "KVConnectorWorkerMetadata", object)
 
 
-class FlexKVMetadata(base.KVConnectorMetadata):
+class FlexKVMetadata(base.KVConnectorMetadata):  # type: ignore[misc]
     """The plan of a step."""
 
     def __init__(self, plan: Plan) -> None:

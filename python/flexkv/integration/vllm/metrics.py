@@ -33,7 +33,7 @@ COUNTERS: dict[str, str] = {
 }
 
 
-class FlexKVStats(KVConnectorStats):  # type: ignore[misc,valid-type]
+class FlexKVStats(KVConnectorStats):  # type: ignore[misc]
     """Counters since they were last taken."""
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
@@ -77,7 +77,7 @@ class Counters:
         return FlexKVStats(counts)
 
 
-class FlexKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc,valid-type]
+class FlexKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     """The counters for Prometheus, as `vllm:flexkv_NAME_total` per engine."""
 
     def __init__(

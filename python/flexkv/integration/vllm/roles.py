@@ -29,7 +29,7 @@ class SchedulerRole:
     def __init__(self, vllm_config: Any, kv_cache_config: Any | None) -> None:
         from flexkv import _native
 
-        self._native = _native
+        self._native: Any = _native
         self._config = config = settings.load()
         for note in config.notes:
             logger.warning("FlexKV: %s", note)
@@ -181,4 +181,4 @@ def _shard(vllm_config: Any) -> int:
         rank, stage = get_tp_group().rank_in_group, get_pp_group().rank_in_group
     except (ImportError, AssertionError):
         stage, rank = divmod(parallel.rank, parallel.tensor_parallel_size)
-    return stage * parallel.tensor_parallel_size + rank
+    return int(stage * parallel.tensor_parallel_size + rank)
