@@ -116,6 +116,11 @@ impl LocalRedis {
         self.port
     }
 
+    /// The server's process, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Its URL, with the password if it has one.
     pub fn url(&self) -> String {
         match &self.password {

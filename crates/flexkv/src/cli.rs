@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod launch;
 mod node;
 mod replay;
 
@@ -19,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{PASSWORD_VARIABLE, RedisSetting};
+use crate::launch::EndedEarly;
 
 /// Environment variable with the log filter.
 const LOG_VARIABLE: &str = "FLEXKV_LOG";
@@ -39,6 +41,11 @@ const INTERRUPTED: u8 = 130;
 ///   flexkv node --example-config > node.toml
 ///   flexkv node --config node.toml
 ///
+/// Start vLLM instances that reuse each other's KV cache, and measure them:
+///
+///   flexkv serve 2 30001 --model ./Qwen3-8B
+///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
+///
 /// Find out what a cluster would save you, from a trace of your own traffic:
 ///
 ///   flexkv replay --trace trace.jsonl --nodes 4
@@ -56,6 +63,7 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     Node(node::NodeArgs),
+    Serve(launch::ServeArgs),
     Replay(replay::ReplayArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -93,6 +101,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<()> {
     let done = match command {
         Command::Demo(args) => runtime.block_on(unless_interrupted(demo::run(args, out))),
         Command::Node(args) => runtime.block_on(node::run(args, out)),
+        Command::Serve(args) => runtime.block_on(launch::run(args, out)),
         Command::Replay(args) => runtime.block_on(unless_interrupted(replay::run(args, out))),
         Command::Bench(command) => bench::run(command, &runtime, out),
     };
@@ -116,7 +125,7 @@ fn usage(reason: &'static str) -> anyhow::Error {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Interrupted>() {
+    if error.is::<Interrupted>() || error.is::<EndedEarly>() {
         INTERRUPTED
     } else if error.is::<Usage>() {
         2

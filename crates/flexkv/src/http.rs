@@ -61,6 +61,11 @@ impl BaseUrl {
         Some(Self::new(&self.host, port))
     }
 
+    /// The server's host; an IPv6 address has no brackets.
+    pub fn host(&self) -> &str {
+        self.host.trim_matches(['[', ']'])
+    }
+
     /// The server's port.
     pub fn port(&self) -> u16 {
         self.port
@@ -88,7 +93,12 @@ impl FromStr for BaseUrl {
             return Err(no("has a path"));
         }
         let host = uri.host().ok_or_else(|| no("has no host"))?;
-        Ok(Self::new(host, uri.port_u16().unwrap_or(80)))
+        let named = uri.port_u16();
+        let place = named.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        if uri.authority().is_none_or(|given| given.as_str() != place) {
+            return Err(no("is not a host and a port"));
+        }
+        Ok(Self::new(host, named.unwrap_or(80)))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod events;
 pub mod http;
 pub mod instance;
+pub mod launch;
 pub mod replay;
 pub mod report;
 pub mod scrape;

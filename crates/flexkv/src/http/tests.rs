@@ -25,6 +25,8 @@ fn what_is_no_base_url_is_named() {
         ("host:1", "`host:1` is not an HTTP URL"),
         ("http://host:1/v1", "has a path"),
         ("http://", "is not a URL"),
+        ("http://host:x", "is not a host and a port"),
+        ("http://me@host", "is not a host and a port"),
         ("redis://host:1", "is not an HTTP URL"),
     ] {
         let error = text.parse::<BaseUrl>().unwrap_err();

@@ -12,4 +12,5 @@ mod harness;
 mod model;
 mod node;
 mod replay;
+mod serve;
 mod usage;
