@@ -257,6 +257,32 @@ async fn nothing_is_left_even_if_we_are_killed() {
     until("the folder is removed", async || serve_folders() == 0).await;
 }
 
+#[test]
+fn the_commands_explain_themselves() {
+    let home = Home::new();
+    for (command, parts) in [
+        (
+            "serve",
+            &[
+                "flexkv serve 2 30001",
+                "--node-per-instance",
+                "Exit codes",
+                "default: vllm",
+            ][..],
+        ),
+        (
+            "bench serve",
+            &["--workload trace", "default: round-robin", "first token"],
+        ),
+    ] {
+        let done = home.run(&format!("{command} --help"));
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        for part in parts {
+            assert!(done.out.contains(part), "{part:?} is not in:\n{}", done.out);
+        }
+    }
+}
+
 #[tokio::test]
 async fn mistakes_are_explained() {
     let host = Host::new();
