@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::shell::{self, Run, say};
-use crate::{bench, fuzz, it, sim, tidy, tools};
+use crate::{bench, fuzz, it, python, sim, tidy, tools};
 
 /// Runs all that CI runs, in order, and stops at the first failure.
 ///
@@ -63,7 +63,11 @@ fn steps() -> Vec<Step> {
     vec![
         cargo("fmt", "fmt --all --check"),
         call("tidy", "cargo xtask tidy", tidy::check),
-        call("tools", "find or install redis-server and g++", tools),
+        call(
+            "tools",
+            "find or install redis-server, g++ and Python",
+            tools,
+        ),
         cargo(
             "clippy",
             "clippy --workspace --all-targets --features flexkv-fuzz/libfuzzer -- -D warnings",
@@ -76,6 +80,7 @@ fn steps() -> Vec<Step> {
             Run::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
         ),
         command("it", it::all()),
+        call("python", "cargo xtask python", python::short),
         command("smoke", bench::smoke()),
         command("sim", sim::short()),
         call("fuzz", "cargo xtask fuzz --seconds 5", fuzz::short),
@@ -84,7 +89,8 @@ fn steps() -> Vec<Step> {
 
 fn tools() -> Result<()> {
     tools::REDIS.ensure()?;
-    tools::CXX.ensure()
+    tools::CXX.ensure()?;
+    tools::python()
 }
 
 /// Runs the steps asked for; the failure of a step is told in the summary, not as an error.

@@ -3,11 +3,11 @@
 //! Needs no cargo-fuzz and no nightly toolchain. Asks the built program which targets there are;
 //! knows only the canary by name, whose planted bug must be found.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell::{Run, root, say};
+use crate::shell::{self, Run, fresh, root, say};
 use crate::tools;
 
 /// Fuzzes the decoders of everything that comes from outside.
@@ -49,7 +49,7 @@ const WRAPPER: &str = "fuzz/rustc-instrumented";
 pub(crate) fn run(args: &Args) -> Result<()> {
     tools::CXX.ensure()?;
     build().run()?;
-    let built = built()?;
+    let built = shell::target()?;
     let fuzzer = Fuzzer {
         program: built.join("debug/fuzz").display().to_string(),
         work: built.join("fuzz"),
@@ -82,15 +82,6 @@ fn build() -> Run {
     let wrapper = root().join(WRAPPER);
     Run::cargo("build --workspace --bin fuzz --features flexkv-fuzz/libfuzzer")
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper.to_string_lossy())
-}
-
-/// The directory that cargo builds into.
-fn built() -> Result<PathBuf> {
-    let metadata = Run::cargo("metadata --no-deps --format-version 1").read()?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let dir = metadata["target_directory"].as_str();
-    dir.map(PathBuf::from)
-        .context("`cargo metadata` names no target directory")
 }
 
 /// The built program, and where its runs leave what they find.
@@ -176,15 +167,6 @@ impl Fuzzer {
             )
         })
     }
-}
-
-/// `dir`, made and empty.
-fn fresh(dir: &Path) -> Result<PathBuf> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
-    }
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Ok(dir.to_path_buf())
 }
 
 #[cfg(test)]

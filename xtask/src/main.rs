@@ -7,10 +7,12 @@ mod bench;
 mod ci;
 mod fuzz;
 mod it;
+mod python;
 mod shell;
 mod sim;
 mod tidy;
 mod tools;
+mod vllm;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ enum Command {
     It(it::Args),
     Sim(sim::Args),
     Fuzz(fuzz::Args),
+    Python(python::Args),
+    Vllm(vllm::Args),
     Bench(bench::BenchArgs),
     Demo(bench::DemoArgs),
 }
@@ -44,6 +48,8 @@ fn main() -> ExitCode {
         Command::It(args) => done(it::run(&args)),
         Command::Sim(args) => done(sim::run(&args)),
         Command::Fuzz(args) => done(fuzz::run(&args)),
+        Command::Python(args) => done(python::run(&args)),
+        Command::Vllm(args) => done(vllm::run(&args)),
         Command::Bench(args) => done(bench::run(&args)),
         Command::Demo(args) => done(bench::demo(&args)),
     };

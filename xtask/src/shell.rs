@@ -159,6 +159,24 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     find_in(&std::env::var_os("PATH")?, program)
 }
 
+/// The directory that cargo builds into.
+pub(crate) fn target() -> Result<PathBuf> {
+    let metadata = Run::cargo("metadata --no-deps --format-version 1").read()?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let dir = metadata["target_directory"].as_str();
+    dir.map(PathBuf::from)
+        .context("`cargo metadata` names no target directory")
+}
+
+/// An empty directory at `dir`.
+pub(crate) fn fresh(dir: &Path) -> Result<PathBuf> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir.to_path_buf())
+}
+
 /// How long `work` took, and its result.
 #[expect(
     clippy::disallowed_methods,

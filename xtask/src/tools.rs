@@ -30,6 +30,20 @@ pub(crate) const CXX: Tool = Tool {
     needed_by: "the fuzz targets",
 };
 
+/// Python with virtual environments, which Debian keeps in a package of its own.
+const PYTHON: Tool = Tool {
+    program: "python3",
+    package: "python3-venv",
+    needed_by: "the tests of the Python package",
+};
+
+/// Prints the version if this Python has all that a virtual environment needs, with pip.
+const PYTHON_PROBE: &str =
+    "import ensurepip, sys, venv; print(sys.version_info[0] * 100 + sys.version_info[1])";
+
+/// The oldest Python that the package is for: 3.11.
+const PYTHON_OLDEST: u32 = 311;
+
 /// How packages can be installed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Installer {
@@ -48,11 +62,16 @@ impl Tool {
             say(&format!("{} is {}", self.program, path.display()));
             return Ok(());
         }
-        for run in self.installation(installer()?)? {
-            run.run().with_context(|| self.missing())?;
-        }
+        self.install()?;
         if find(self.program).is_none() {
             bail!("{}", self.missing());
+        }
+        Ok(())
+    }
+
+    fn install(&self) -> Result<()> {
+        for run in self.installation(installer()?)? {
+            run.run().with_context(|| self.missing())?;
         }
         Ok(())
     }
@@ -87,6 +106,45 @@ impl Tool {
              on Debian and Ubuntu by `apt-get install {package}`"
         )
     }
+}
+
+/// Sees to it that there is a Python with virtual environments, and says which.
+pub(crate) fn python() -> Result<()> {
+    if probe()?.is_none() {
+        PYTHON.install()?;
+    }
+    let found = probe()?.with_context(|| PYTHON.missing())?;
+    new_enough(found)?;
+    say(&format!("{} is Python {}", PYTHON.program, dotted(found)));
+    Ok(())
+}
+
+/// The version of the Python in `PATH`, 311 for 3.11; none if it lacks a part or is not there.
+fn probe() -> Result<Option<u32>> {
+    if find(PYTHON.program).is_none() {
+        return Ok(None);
+    }
+    let (success, text) = Run::new(PYTHON.program)
+        .args(["-c", PYTHON_PROBE])
+        .capture()?;
+    Ok(text.trim().parse().ok().filter(|_| success))
+}
+
+fn new_enough(version: u32) -> Result<()> {
+    if version < PYTHON_OLDEST {
+        bail!(
+            "`{}` is Python {}, and {} need {} or later",
+            PYTHON.program,
+            dotted(version),
+            PYTHON.needed_by,
+            dotted(PYTHON_OLDEST)
+        );
+    }
+    Ok(())
+}
+
+fn dotted(version: u32) -> String {
+    format!("{}.{}", version / 100, version % 100)
 }
 
 fn installer() -> Result<Installer> {

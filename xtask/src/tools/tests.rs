@@ -34,3 +34,13 @@ fn a_present_tool_is_enough() {
     };
     assert!(shell.ensure().is_ok());
 }
+
+#[test]
+fn an_old_python_is_refused_with_its_version() {
+    let error = new_enough(309).expect_err("too old").to_string();
+    assert_eq!(
+        error,
+        "`python3` is Python 3.9, and the tests of the Python package need 3.11 or later"
+    );
+    assert!(new_enough(311).is_ok());
+}
