@@ -1,9 +1,10 @@
-"""Writes empty stand-ins for the CUDA libraries that PyPI's torch is linked to: `stub_libraries.py SITE_PACKAGES`.
+"""Writes stand-ins for the CUDA libraries that PyPI's torch is linked to.
 
-PyPI has no torch for processors alone; its one needs gigabytes of CUDA libraries, if only to be
-loaded. A stand-in has the names that torch asks for, under the versions that it asks for (the loader
-ends the process otherwise), and every function returns 1, an error. CUDA's own runtime and CUPTI
-are called while torch is loaded and must be the real ones. Needs a C compiler and binutils.
+Usage: `stub_libraries.py SITE_PACKAGES`. PyPI has no torch for processors alone; its one needs
+gigabytes of CUDA libraries, if only to be loaded. A stand-in has the names that torch asks for,
+under the versions that it asks for (the loader ends the process otherwise), and every function
+returns 1, an error. CUDA's own runtime and CUPTI are called while torch is loaded and must be the
+real ones. Needs a C compiler and binutils.
 """
 
 import collections
@@ -84,7 +85,8 @@ def write(library, symbols, directory):
 def main(packages):
     """Stands in for what torch needs and nobody has."""
     libraries = packages / "torch" / "lib"
-    present = {path.name for path in [*libraries.glob("*.so*"), *packages.glob("nvidia/*/lib/*.so*")]}
+    present = [*libraries.glob("*.so*"), *packages.glob("nvidia/*/lib/*.so*")]
+    present = {path.name for path in present}
     needed, symbols = set(), collections.defaultdict(lambda: collections.defaultdict(set))
     for path in sorted(libraries.glob("*.so")):
         command = ["readelf", "-W", "-d", "-V", "--dyn-syms", str(path)]
