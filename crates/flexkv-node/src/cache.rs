@@ -224,7 +224,7 @@ impl Shared {
         let mut taken = taken;
         taken.sort_unstable_by_key(|(index, ..)| *index);
         let new = self.core.commit(self.now(), &keys, taken, &*self.tier);
-        self.counters.stored_blocks.increment(new as u64);
+        self.counters.stored_blocks.increment(new.len() as u64);
         Ok(())
     }
 

@@ -132,17 +132,17 @@ impl Core {
     }
 
     /// Makes filled slots blocks of this node: `filled[i]` becomes block `keys[index]`. A block that
-    /// is here already keeps its place and the slot is freed. Says how many were new.
+    /// is here already keeps its place and the slot is freed. Says where each new one is.
     pub(crate) fn commit(
         &self,
         now: Duration,
         keys: &[BlockKey],
         filled: Vec<(usize, WriteSlot, Checksum)>,
         tier: &dyn BlockTier,
-    ) -> usize {
+    ) -> Vec<(usize, Location)> {
         let mut state = self.lock();
         let mut run: Option<(usize, Run)> = None;
-        let mut new = 0;
+        let mut new = Vec::with_capacity(filled.len());
         for (index, slot, checksum) in filled {
             let key = keys[index];
             if state.residency.get_in(key, Tier::Host).is_some() {
@@ -151,7 +151,7 @@ impl Core {
             let parent = index.checked_sub(1).map(|before| keys[before]);
             let location = tier.commit(slot, key, checksum);
             state.residency.insert(key, parent, location);
-            new += 1;
+            new.push((index, location));
             match &mut run {
                 Some((next, run)) if *next == index => {
                     *next += 1;

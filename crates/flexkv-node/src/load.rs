@@ -257,14 +257,15 @@ impl Load {
         arrived
     }
 
-    /// Fetched blocks become blocks of this node: new replicas for the cluster.
+    /// Fetched blocks become blocks of this node: new replicas for the cluster. The transport has
+    /// verified their bytes, so they are pinned as they are.
     fn keep(&mut self, mut arrived: Vec<Arrived>) {
         arrived.sort_unstable_by_key(|(i, ..)| *i);
         arrived.iter().for_each(|(i, ..)| self.fetched[*i] = true);
-        let shared = &self.shared;
-        shared
-            .core
-            .commit(shared.now(), &self.keys, arrived, &*shared.tier);
+        let Shared { core, tier, .. } = &*self.shared;
+        for (i, location) in core.commit(self.shared.now(), &self.keys, arrived, &**tier) {
+            self.pins[i] = tier.pin(location, self.keys[i]).ok();
+        }
     }
 
     /// The leading part that is here, and why it is not longer.
