@@ -27,7 +27,7 @@ pub(crate) struct BenchArgs {
     rest: Vec<String>,
 }
 
-/// Shows the cache at work: several nodes of this machine, a real Redis, real blocks.
+/// Shows the cache at work: several nodes in one process, an embedded store, real blocks.
 ///
 ///   cargo xtask demo                       with the defaults
 ///

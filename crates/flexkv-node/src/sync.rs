@@ -78,8 +78,7 @@ async fn publish(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
         let changed = shared.core.changed.notified();
         match due {
             Some(at) => {
-                // Waiting until the due time even if something changed lets changes gather; but a
-                // change may make something due earlier than the renewal that is due next.
+                // A change may make something due before the renewal that is waited for.
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep_until(shared.started + at) => {}
