@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::child::Instance;
 use self::console::{Console, Logs};
 use self::leftovers::{Keeper, end_nodes};
-use self::plan::{GPUS_VARIABLE, InstancePlan, RedisAddress, Surroundings};
+use self::plan::{GPUS_VARIABLE, InstancePlan, RESERVED_VARIABLE, RedisAddress, Surroundings};
 use crate::config::PASSWORD_VARIABLE;
 use crate::http::Http;
 
@@ -160,6 +160,7 @@ fn plans(
         folder: (!placed).then_some(folder),
         gpus,
         redis,
+        reserved: std::env::var_os(RESERVED_VARIABLE).is_some(),
     };
     let plan = |number| {
         plan::instance(spec, &around, number)

@@ -11,6 +11,11 @@ const CONNECTOR: &str = r#"{"kv_connector":"FlexKVConnectorV1","kv_role":"kv_bot
 const CONNECTOR_OPTION: &str = "--kv-transfer-config";
 /// vLLM's option for several GPUs.
 const TENSOR_OPTION: &str = "--tensor-parallel-size";
+/// vLLM's options whose product is the number of an instance's workers.
+const WORKER_OPTIONS: [[&str; 2]; 2] =
+    [[TENSOR_OPTION, "-tp"], ["--pipeline-parallel-size", "-pp"]];
+/// How many cores vLLM leaves to others than its compute threads, where it runs on CPUs.
+pub(super) const RESERVED_VARIABLE: &str = "VLLM_CPU_NUM_OF_RESERVED_CPU";
 /// Which GPUs a process sees.
 pub(super) const GPUS_VARIABLE: &str = "CUDA_VISIBLE_DEVICES";
 /// Longest name of a host in a node's name.
@@ -48,6 +53,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) gpus: Option<Vec<String>>,
     /// Redis, if this run names one.
     pub(super) redis: Option<RedisAddress>,
+    /// The user has said how many cores are reserved.
+    pub(super) reserved: bool,
 }
 
 /// The instance `number` of `spec`.
@@ -101,6 +108,12 @@ fn environment(
     if !spec.connector {
         return variables;
     }
+    if spec.gpus_per_instance.is_none()
+        && !around.reserved
+        && !gives(&spec.arguments, CONNECTOR_OPTION)
+    {
+        variables.push((RESERVED_VARIABLE, workers(&spec.arguments).to_string()));
+    }
     if let Some(folder) = around.folder {
         variables.push(("FLEXKV_RUNTIME_DIR", folder.display().to_string()));
     }
@@ -122,9 +135,31 @@ fn environment(
 
 /// Whether `arguments` have `option`, as `--option value` or `--option=value`.
 pub(super) fn gives(arguments: &[String], option: &str) -> bool {
-    arguments.iter().any(|argument| {
-        let rest = argument.strip_prefix(option);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    place(arguments, option).is_some()
+}
+
+/// The workers of an instance. For each of them vLLM reserves a core, and another one if there is any
+/// connector; where no core is left then, it reserves none at all. Ours needs none of its own.
+fn workers(arguments: &[String]) -> usize {
+    let sizes = WORKER_OPTIONS.map(|names| {
+        let given = names.iter().find_map(|name| value(arguments, name));
+        given.and_then(|size| size.parse().ok()).unwrap_or(1)
+    });
+    sizes.into_iter().fold(1, usize::saturating_mul)
+}
+
+/// What `arguments` say after `option`, or after it and `=`.
+fn value<'a>(arguments: &'a [String], option: &str) -> Option<&'a str> {
+    let (at, rest) = place(arguments, option)?;
+    rest.strip_prefix('=')
+        .or_else(|| arguments.get(at + 1).map(String::as_str))
+}
+
+/// Where `arguments` have `option`, and what follows it there.
+fn place<'a>(arguments: &'a [String], option: &str) -> Option<(usize, &'a str)> {
+    arguments.iter().enumerate().find_map(|(at, argument)| {
+        let rest = argument.strip_prefix(option)?;
+        (rest.is_empty() || rest.starts_with('=')).then_some((at, rest))
     })
 }
 

@@ -30,6 +30,7 @@ fn around() -> Surroundings<'static> {
         folder: Some(Path::new("/run/x")),
         gpus: None,
         redis: None,
+        reserved: false,
     }
 }
 
@@ -48,7 +49,10 @@ fn instances_of_a_host_share_a_node() {
                   {\"kv_connector\":\"FlexKVConnectorV1\",\"kv_role\":\"kv_both\"}";
     let (arguments, variables) = plan(&spec(), &around(), 1);
     assert_eq!(arguments, expect);
-    assert_eq!(variables, "FLEXKV_RUNTIME_DIR=/run/x");
+    assert_eq!(
+        variables,
+        "VLLM_CPU_NUM_OF_RESERVED_CPU=1 FLEXKV_RUNTIME_DIR=/run/x"
+    );
     assert_eq!(plan(&spec(), &around(), 0).1, variables);
 }
 
@@ -66,7 +70,8 @@ fn nodes_of_their_own_have_names_and_labels() {
     let (_, variables) = plan(&spec, &around, 1);
     assert_eq!(
         variables,
-        "FLEXKV_RUNTIME_DIR=/run/x FLEXKV_NODE_NAME=big-host-example-30002 \
+        "VLLM_CPU_NUM_OF_RESERVED_CPU=1 FLEXKV_RUNTIME_DIR=/run/x \
+         FLEXKV_NODE_NAME=big-host-example-30002 \
          FLEXKV_CPU_CACHE_GB=0.5 FLEXKV_REDIS_HOST=r FLEXKV_REDIS_PORT=7000 \
          FLEXKV_REDIS_PASSWORD=a@b"
     );
@@ -92,6 +97,37 @@ fn what_the_user_says_stands() {
                   --tensor-parallel-size 4";
     assert_eq!(arguments, expect);
     assert_eq!(variables, "CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7");
+}
+
+#[test]
+fn a_connector_takes_no_core_from_compute_threads() {
+    let reserved = |words: &[&str], spec: LaunchSpec, around: Surroundings<'_>| {
+        let arguments = words.iter().map(|&word| word.to_owned()).collect();
+        let plan = instance(&LaunchSpec { arguments, ..spec }, &around, 0).unwrap();
+        let mut variables = plan.environment.into_iter();
+        let found = variables.find(|(name, _)| *name == "VLLM_CPU_NUM_OF_RESERVED_CPU");
+        found.map(|(_, value)| value)
+    };
+    let here = |words| reserved(words, spec(), around());
+    assert_eq!(here(&["-tp", "2"]).unwrap(), "2");
+    let both = ["--tensor-parallel-size=2", "--pipeline-parallel-size", "3"];
+    assert_eq!(here(&both).unwrap(), "6");
+    assert_eq!(here(&["--kv-transfer-config", "{}"]), None, "not ours");
+    let said = Surroundings {
+        reserved: true,
+        ..around()
+    };
+    assert_eq!(reserved(&[], spec(), said), None, "the user has said it");
+    let plain = LaunchSpec {
+        connector: false,
+        ..spec()
+    };
+    assert_eq!(reserved(&[], plain, around()), None, "vLLM alone knows");
+    let gpus = LaunchSpec {
+        gpus_per_instance: Some(1),
+        ..spec()
+    };
+    assert_eq!(reserved(&[], gpus, around()), None, "it runs on GPUs");
 }
 
 #[test]
