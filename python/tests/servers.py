@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -20,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 BLOCK = 128
 """Tokens of a block of vLLM on CPU."""
@@ -51,6 +53,8 @@ _VLLM = (
     "--enable-prompt-tokens-details",
     "--max-model-len=4096",
     "--max-num-seqs=16",
+    # 128 MiB of the small model's blocks, which are put into memory at once.
+    "--num-gpu-blocks-override=512",
 )
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -105,6 +109,8 @@ class Answer:
     """Tokens of the prompt that were not computed."""
     told: dict[str, Any]
     """What the connector told of this request; empty without one."""
+    logprobs: list[float]
+    """Of the tokens, if asked for by `logprobs=0`."""
 
     @property
     def hits(self) -> int:
@@ -181,6 +187,40 @@ class Node:
         assert self.runs, "no signal for a node that has ended"
         os.kill(self.pid, number)
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block."""
+        text = self._files().with_suffix(".toml").read_text()
+        return tomllib.loads(text)["namespace"]["block_bytes"]
+
+    def blocks(self) -> dict[int, bytes]:
+        """Where in its memory something was ever stored, with a digest of what is there now."""
+        size = self.block_bytes
+        found = {}
+        with self._arena() as arena:
+            at, end = 0, os.fstat(arena.fileno()).st_size
+            while at < end:
+                try:
+                    at = os.lseek(arena.fileno(), at, os.SEEK_DATA) // size * size
+                except OSError:  # there is nothing further on
+                    break
+                found[at] = hashlib.blake2b(os.pread(arena.fileno(), size, at)).digest()
+                at += size
+        return found
+
+    def spoil(self, at: int) -> None:
+        """Flips a bit in the block that lies at `at` in its memory."""
+        with self._arena() as arena:
+            place = at + self.block_bytes // 2
+            (byte,) = os.pread(arena.fileno(), 1, place)
+            os.pwrite(arena.fileno(), bytes([byte ^ 1]), place)
+
+    def _arena(self) -> BinaryIO:
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            if os.readlink(entry).startswith("/memfd:"):
+                return entry.open("r+b", buffering=0)
+        raise AssertionError("the node has no memory file")
+
 
 class Instance:
     """One vLLM server."""
@@ -212,6 +252,7 @@ class Instance:
             prompt_tokens=usage["prompt_tokens"],
             cached=details.get("cached_tokens") or 0,
             told=answer.get("kv_transfer_params") or {},
+            logprobs=(answer["choices"][0].get("logprobs") or {}).get("token_logprobs", []),
         )
 
     def metrics(self) -> Metrics:
