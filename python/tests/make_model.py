@@ -1,9 +1,10 @@
-"""Makes a small Llama with random weights, to run real vLLM on: `python make_model.py DIRECTORY`.
+"""Makes a Llama with random weights, to run real vLLM on: `python make_model.py DIRECTORY`.
 
-Deterministic. Its output projection is drawn wide, so that the best token is not a coin toss.
+Deterministic. Without options it is so small that a prompt takes no time; `--hidden` and `--layers`
+make it larger. Its output projection is drawn wide, so that the best token is not a coin toss.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 VOCABULARY = 2048
@@ -56,4 +57,9 @@ def _write_tokenizer(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("directory", type=Path)
+    options.add_argument("--hidden", type=int, default=256, help="a multiple of 128")
+    options.add_argument("--layers", type=int, default=4)
+    asked = options.parse_args()
+    make(asked.directory, hidden=asked.hidden, layers=asked.layers)
