@@ -234,6 +234,18 @@ impl Follower {
         self.peers.values().filter(hidden).count()
     }
 
+    /// Nodes seen, and how many of them had changes within the last so long: ourselves included, if
+    /// our lease is in the list.
+    pub fn cluster(&self, now: Duration, lately: Duration) -> (usize, usize) {
+        let active = |peer: &&Peer| peer.changed_at.is_some_and(|at| now <= at + lately);
+        (self.peers.len(), self.peers.values().filter(active).count())
+    }
+
+    /// Whether some node is missing from the latest list, and would be gone after more of them.
+    pub fn misses_someone(&self) -> bool {
+        self.peers.values().any(|peer| !peer.absent.is_zero())
+    }
+
     /// What happened since the last call.
     pub fn take_events(&mut self) -> Vec<FollowerEvent> {
         std::mem::take(&mut self.events)
@@ -267,7 +279,7 @@ impl Follower {
                 continue;
             }
             peer.progress(now, &self.config);
-            if let Err(trouble) = self.apply(&mut peer, *sequence, bytes, writer) {
+            if let Err(trouble) = self.apply(now, &mut peer, *sequence, bytes, writer) {
                 self.event(FollowerEvent::Trouble {
                     node: node.clone(),
                     log: log.to_owned(),

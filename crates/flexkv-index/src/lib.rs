@@ -3,6 +3,7 @@
 //! - [`mod@snapshot`]: the index in memory, read lock-free while it is written, and the prefix match.
 //! - [`record`], [`log`]: what nodes publish of themselves, and its bytes.
 //! - [`publisher`]: the owner's state machine, [`follower`]: the reader's.
+//! - [`pace`]: how fast a node may use the store, so that all together keep within a budget.
 //! - [`residency`]: what this node holds itself, and what to evict next.
 //!
 //! No module here does I/O, reads a clock or knows what the metadata store is: time and messages
@@ -11,12 +12,14 @@
 
 pub mod follower;
 pub mod log;
+pub mod pace;
 pub mod publisher;
 pub mod record;
 pub mod residency;
 pub mod snapshot;
 
 pub use follower::{Follower, FollowerConfig, FollowerEvent, Refusal, Trouble};
+pub use pace::Share;
 pub use publisher::{PublishAction, PublishOutcome, Publisher, PublisherConfig, PublisherStats};
 pub use record::{NameError, NodeId, NodeInfo, NodeName, NodeRecord, RecordError};
 pub use residency::{EvictionPolicy, LiveRun, LiveSet, Lru, Removed, Residency};

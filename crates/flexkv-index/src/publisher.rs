@@ -11,6 +11,9 @@
 //! - unplanned, because the store lost something or the queue ran over: first one empty entry that
 //!   makes the new log, and only once the store has taken that, the checkpoint. So a store that
 //!   cannot be reached costs nothing but the retries.
+//!
+//! After an entry the next batch is gathered for as long as the node's share of the store needs to
+//! pay for the one before: [`crate::pace`] has the arithmetic.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,6 +21,7 @@ use std::time::Duration;
 use flexkv_block::Location;
 
 use crate::log::Batch;
+use crate::pace::Share;
 use crate::record::{NodeInfo, NodeRecord};
 use crate::residency::LiveSet;
 
@@ -65,6 +69,11 @@ pub struct Publisher {
     batch: Batch,
     /// Time of the first change in `batch`.
     batch_since: Duration,
+    /// What may be spent, and until when the entries so far have to be paid for.
+    share: Share,
+    paid_at: Duration,
+    /// How long the latest entry is paid for.
+    pause: Duration,
     /// Bytes of the current log's checkpoint, and of its deltas so far.
     checkpoint_bytes: usize,
     delta_bytes: usize,
@@ -72,8 +81,8 @@ pub struct Publisher {
     renew_at: Duration,
     /// Logs still to be renewed in this round.
     renewals: VecDeque<u32>,
-    /// Whether the store took an entry since the last renewal.
-    appended: bool,
+    /// Rounds of renewals since the store took the last entry.
+    quiet_renewals: u32,
     retry_at: Option<Duration>,
     failures: u32,
     /// Sequence, and time of the first change, of the latest entries.
@@ -97,12 +106,15 @@ impl Publisher {
             steps: Steps::default(),
             batch: Batch::default(),
             batch_since: Duration::ZERO,
+            share: Share::alone(u64::MAX),
+            paid_at: Duration::ZERO,
+            pause: Duration::ZERO,
             checkpoint_bytes: 0,
             delta_bytes: 0,
             flight: None,
             renew_at: Duration::ZERO,
             renewals: VecDeque::new(),
-            appended: false,
+            quiet_renewals: 0,
             retry_at: None,
             failures: 0,
             times: VecDeque::new(),
@@ -126,6 +138,22 @@ impl Publisher {
             && self.steps.is_empty()
             && self.batch.is_empty()
             && self.flight.is_none()
+    }
+
+    /// What this node may spend from now on; without limit before the first call.
+    pub fn set_share(&mut self, share: Share) {
+        self.share = share;
+    }
+
+    /// How long changes are gathered at the moment.
+    pub fn interval(&self) -> Duration {
+        let limit = self.config.batch_interval_max;
+        self.pause.min(limit).max(self.config.batch_interval)
+    }
+
+    /// Bytes of changes that wait for the store.
+    pub fn queued_bytes(&self) -> usize {
+        self.steps.delta_bytes()
     }
 
     /// Counters.
@@ -175,7 +203,7 @@ impl Publisher {
     /// the queue ran over.
     fn make_room(&mut self, now: Duration, wanted: usize) -> Option<usize> {
         if self.batch.room() == 0 {
-            self.seal_batch();
+            self.seal_batch(now);
         }
         if self.batch.is_empty() {
             self.batch_since = now;
@@ -205,9 +233,9 @@ impl Publisher {
             Phase::Opened => self.write_checkpoint(live),
             Phase::Open => {
                 if self.log_is_long() {
-                    self.rotate(live);
-                } else if self.steps.is_empty() && self.batch_due(now) {
-                    self.seal_batch();
+                    self.rotate(now, live);
+                } else if self.steps.is_empty() && self.batch_at().is_some_and(|at| now >= at) {
+                    self.seal_batch(now);
                 }
             }
         }
@@ -227,7 +255,7 @@ impl Publisher {
         if busy || !self.renewals.is_empty() {
             return Some(Duration::ZERO);
         }
-        let batch = (!self.batch.is_empty()).then(|| self.batch_since + self.config.batch_interval);
+        let batch = self.batch_at();
         Some(batch.map_or(self.renew_at, |at| at.min(self.renew_at)))
     }
 
@@ -241,8 +269,12 @@ impl Publisher {
         (*at == sequence).then(|| now.saturating_sub(*since))
     }
 
-    fn batch_due(&self, now: Duration) -> bool {
-        !self.batch.is_empty() && now >= self.batch_since + self.config.batch_interval
+    /// When the batch becomes an entry, if there is anything in it.
+    fn batch_at(&self) -> Option<Duration> {
+        let gathered = self.batch_since + self.config.batch_interval;
+        let longest = self.batch_since + self.config.batch_interval_max;
+        let at = self.paid_at.min(longest).max(gathered);
+        (!self.batch.is_empty()).then_some(at)
     }
 
     /// Whether it is time for a rotation, and none is going on.

@@ -37,6 +37,8 @@ pub(super) struct Peer {
     pub(super) absent: Duration,
     /// In which list of members it was first seen.
     pub(super) joined_at: Duration,
+    /// When its log last had changes.
+    pub(super) changed_at: Option<Duration>,
 }
 
 impl Peer {
@@ -55,6 +57,7 @@ impl Peer {
             grace: None,
             absent: Duration::ZERO,
             joined_at: now,
+            changed_at: None,
         }
     }
 
@@ -104,6 +107,7 @@ impl Follower {
     /// Applies one entry of the log that `peer` is at.
     pub(super) fn apply(
         &mut self,
+        now: Duration,
         peer: &mut Peer,
         sequence: u64,
         bytes: &[u8],
@@ -129,6 +133,9 @@ impl Follower {
             Entry::CheckpointEnd if !following => self.loaded(peer, writer),
             Entry::Delta(batch) if following => {
                 write(peer.target(), &batch, writer);
+                if !batch.is_empty() {
+                    peer.changed_at = Some(now);
+                }
                 if peer.is_own {
                     self.event(FollowerEvent::OwnVisible { sequence });
                 }

@@ -40,8 +40,8 @@ impl Publisher {
     }
 
     /// Planned: ends the old log with Rotate, behind a complete new one.
-    pub(super) fn rotate(&mut self, live: &dyn LiveSet) {
-        self.seal_batch();
+    pub(super) fn rotate(&mut self, now: Duration, live: &dyn LiveSet) {
+        self.seal_batch(now);
         if self.phase != Phase::Open {
             return;
         }
@@ -101,35 +101,46 @@ impl Publisher {
     }
 
     /// Makes an entry of the batch, if there is anything in it.
-    pub(super) fn seal_batch(&mut self) {
+    pub(super) fn seal_batch(&mut self, now: Duration) {
         if self.batch.is_empty() {
             return;
         }
         let batch = std::mem::take(&mut self.batch);
-        self.push_delta(batch, self.batch_since);
+        if now < self.paid_at {
+            self.stats.over_budget += 1;
+        }
+        let bytes = self.push_delta(batch, self.batch_since);
+        self.pause = self.share.after_publishing(bytes);
+        // Debt beyond the longest interval is never paid: it would only hold back later changes.
+        let since = self
+            .paid_at
+            .clamp(now, now + self.config.batch_interval_max);
+        self.paid_at = since.saturating_add(self.pause);
     }
 
-    /// Queues changes, of which the first came at `since`.
-    pub(super) fn push_delta(&mut self, batch: Batch, since: Duration) {
+    /// Queues changes, of which the first came at `since`; returns their bytes.
+    pub(super) fn push_delta(&mut self, batch: Batch, since: Duration) -> usize {
         if self.times.len() == Self::TIMES {
             self.times.pop_front();
         }
         self.times.push_back((self.next_sequence, since));
-        self.push_entry(&Entry::Delta(batch), false);
+        let bytes = self.push_entry(&Entry::Delta(batch), false);
         if self.steps.delta_bytes() > self.config.max_queue_bytes {
             self.stats.overflows += 1;
             self.close();
         }
+        bytes
     }
 
-    /// Queues an entry of the current log under the next sequence.
-    fn push_entry(&mut self, entry: &Entry, create: bool) {
+    /// Queues an entry of the current log under the next sequence; returns its bytes.
+    fn push_entry(&mut self, entry: &Entry, create: bool) -> usize {
         let bytes = self.push_at(self.epoch, self.next_sequence, entry, create);
         self.next_sequence += 1;
         match entry {
             Entry::Delta(_) => self.delta_bytes += bytes,
             _ => self.checkpoint_bytes += bytes,
         }
+        bytes
     }
 
     /// Queues an entry; returns its bytes.

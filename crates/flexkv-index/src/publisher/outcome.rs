@@ -69,10 +69,13 @@ impl Publisher {
     }
 
     /// Appends an entry without changes to a log that got none for a while: only an append shows
-    /// that the log's end was lost, as happens when the store fails over to a late replica.
+    /// that the log's end was lost, as happens when the store fails over to a late replica. The more
+    /// nodes read it, the rarer.
     fn probe(&mut self, now: Duration) {
-        let idle = !std::mem::take(&mut self.appended);
-        if idle && self.phase == Phase::Open && self.steps.is_empty() && self.batch.is_empty() {
+        let interval = self.config.lease_ttl / 3;
+        self.quiet_renewals = self.quiet_renewals.saturating_add(1);
+        let due = self.quiet_renewals > self.share.renewals_per_probe(interval);
+        if due && self.phase == Phase::Open && self.steps.is_empty() && self.batch.is_empty() {
             self.push_delta(Batch::default(), now);
         }
     }
@@ -86,7 +89,7 @@ impl Publisher {
                         self.republish();
                     }
                 } else {
-                    self.appended = true;
+                    self.quiet_renewals = 0;
                     self.stats.entries += 1;
                     self.stats.bytes += bytes.len() as u64;
                     if self.phase == Phase::Opening {

@@ -326,3 +326,80 @@ fn changes_beyond_the_limit_become_a_checkpoint() {
     );
     assert!(publisher.is_settled());
 }
+
+/// A share of the store that pays for an entry of one block in `pause`.
+fn share_with_pause(pause: Duration) -> Share {
+    let mut share = Share::alone(1_000_000);
+    while share.after_publishing(35) < pause {
+        share.nodes += 1;
+    }
+    share
+}
+
+#[test]
+fn what_was_published_is_paid_for_before_more_is() {
+    let mut publisher = settled(PublisherConfig::default());
+    publisher.set_share(share_with_pause(100 * MS));
+    let quiet = 500 * MS;
+    publisher.stored(quiet, None, &[1], &[at(1)]);
+    assert_eq!(
+        publisher.poll_timeout(),
+        Some(quiet + 2 * MS),
+        "after a quiet time at once"
+    );
+    drain(&mut publisher, quiet + 2 * MS, &Unasked);
+    let paid = quiet + 2 * MS + publisher.interval();
+    assert!(
+        publisher.interval() >= 95 * MS,
+        "{:?}",
+        publisher.interval()
+    );
+    publisher.stored(quiet + 5 * MS, Some(1), &[2], &[at(2)]);
+    publisher.stored(quiet + 90 * MS, Some(2), &[3], &[at(3)]);
+    assert_eq!(publisher.poll_timeout(), Some(paid));
+    assert_eq!(publisher.poll(paid - MS, &Unasked), None);
+    let actions = drain(&mut publisher, paid, &Unasked);
+    assert_eq!(summary(&actions), ["append 1: d2@4"]);
+    assert_eq!(publisher.stats().over_budget, 0);
+}
+
+#[test]
+fn a_change_waits_no_longer_than_the_longest_interval() {
+    let config = PublisherConfig {
+        batch_interval_max: 300 * MS,
+        lease_ttl: Duration::from_secs(3600),
+        ..PublisherConfig::default()
+    };
+    let mut publisher = settled(config);
+    publisher.set_share(share_with_pause(10_000 * MS));
+    for n in 1..=5_u32 {
+        let now = 1000 * MS * n;
+        publisher.stored(now, None, &[u64::from(n)], &[at(n)]);
+        let first = n == 1;
+        let due = now + if first { 2 * MS } else { 300 * MS };
+        assert_eq!(publisher.poll_timeout(), Some(due));
+        drain(&mut publisher, due, &Unasked);
+        assert_eq!(publisher.interval(), 300 * MS);
+        assert_eq!(publisher.stats().over_budget, u64::from(n - 1));
+    }
+}
+
+#[test]
+fn idle_logs_of_a_large_cluster_are_probed_rarely() {
+    let config = PublisherConfig {
+        lease_ttl: 300 * MS,
+        ..PublisherConfig::default()
+    };
+    let mut publisher = settled(config);
+    let mut share = Share::alone(1_000_000);
+    (share.nodes, share.active) = (20, 1);
+    publisher.set_share(share);
+    let quiet = share.renewals_per_probe(100 * MS);
+    assert!(quiet > 5, "{quiet}");
+    let before = publisher.stats().entries;
+    for n in 1..=10 * quiet {
+        drain(&mut publisher, 100 * MS * n, &Unasked);
+    }
+    let probes = publisher.stats().entries - before;
+    assert!((8..=10).contains(&probes), "{probes}");
+}

@@ -8,8 +8,11 @@ use bytes::Bytes;
 /// How a publisher goes about it.
 #[derive(Clone, Debug)]
 pub struct PublisherConfig {
-    /// How long a change waits for others to share an entry with.
+    /// How long a change waits for others to share an entry with; longer if the share of the store
+    /// wants it ([`crate::Share::after_publishing`]).
     pub batch_interval: Duration,
+    /// How long it waits at most, whatever the share.
+    pub batch_interval_max: Duration,
     /// How long lease and log outlive the last renewal.
     pub lease_ttl: Duration,
     /// Most bytes appended in one action, unless a single entry is longer.
@@ -29,6 +32,7 @@ impl Default for PublisherConfig {
     fn default() -> Self {
         Self {
             batch_interval: Duration::from_millis(2),
+            batch_interval_max: Duration::from_secs(5),
             lease_ttl: Duration::from_secs(10),
             max_append_bytes: 512 << 10,
             max_queue_bytes: 16 << 20,
@@ -106,6 +110,8 @@ pub struct PublisherStats {
     pub losses: u64,
     /// Times the queue ran over.
     pub overflows: u64,
+    /// Entries that did not wait as long as the share of the store wanted.
+    pub over_budget: u64,
     /// Actions that failed and are tried again.
     pub retries: u64,
     /// Entries that the store has taken.
