@@ -9,6 +9,7 @@ mod frame;
 mod key;
 mod layout;
 mod location;
+mod mac;
 mod namespace;
 
 pub use frame::{

@@ -1,6 +1,6 @@
 //! Namespaces: what must be equal before two engines may share a block.
 //!
-//! The canonical encoding is a list of (tag, length, bytes) fields in ascending tag order, hashed
+//! The canonical encoding is a list of (tag, length, bytes) fields in ascending tag order, named
 //! under the cluster secret. Two deployments that differ in any field get unrelated roots, so
 //! their keys can never match. Knows nothing of configuration files.
 
@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::{BlockKey, BlockLayout, ClusterSecret};
 
 /// First bytes of every canonical encoding; raised when the encoding's meaning changes.
-const ENCODING: &[u8; 8] = b"fkvns\0\0\x01";
+const ENCODING: &[u8; 8] = b"fkvns\0\0\x02";
 
 /// Everything about a deployment that decides whether its KV bytes mean the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,9 +169,9 @@ impl Namespace {
         out
     }
 
-    /// The namespace's public name: the hash of `id` and the canonical encoding.
+    /// The namespace's public name: the code of `id` and the canonical encoding.
     pub fn id(&self, secret: &ClusterSecret) -> NamespaceId {
-        NamespaceId(secret.hash(&[b"id\0\0", &self.canonical()[..]].concat()))
+        NamespaceId(secret.name(&[b"id\0\0", &self.canonical()[..]].concat()))
     }
 
     /// The key before the first block of a request in `scope`, as `shard` holds it. Shards of one
@@ -185,7 +185,7 @@ impl Namespace {
         for hash in &scope.multimodal {
             field(&mut input, 18, hash);
         }
-        BlockKey::from_u128(secret.hash(&input))
+        BlockKey::from_u128(secret.name(&input))
     }
 }
 

@@ -16,7 +16,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn chains(secret: &ClusterSecret) -> Vec<Value> {
     let root = BlockKey::from_u128(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
-    [(1, 3), (4, 9), (16, 40), (64, 128), (128, 256)]
+    [(1, 3), (4, 9), (12, 24), (16, 40), (64, 128), (128, 256)]
         .map(|(per_block, count)| {
             let tokens: Vec<u32> = (0..count).map(|i| i * 2_654_435 + 1).collect();
             let keys = KeyChain::keys(secret, root, per_block, &tokens);

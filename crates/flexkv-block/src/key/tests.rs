@@ -9,14 +9,59 @@ fn chain(secret: &str, tokens: &[u32], per_block: usize) -> Vec<BlockKey> {
     KeyChain::keys(&secret, BlockKey::from_u128(7), per_block, tokens)
 }
 
-#[test]
-fn a_key_is_the_hash_of_parent_and_tokens() {
+/// The keys of a prompt, chunk by chunk as the table above `crate::key` says.
+fn by_definition(tokens: &[u32], per_block: usize) -> Vec<BlockKey> {
     let secret = ClusterSecret::derive(b"s");
-    let root = BlockKey::from_u128(7);
-    let mut input = root.to_bytes().to_vec();
-    input.extend([1u32, 2].iter().flat_map(|t| t.to_le_bytes()));
-    let expected = BlockKey::from_u128(secret.hash(&input));
-    assert_eq!(KeyChain::keys(&secret, root, 2, &[1, 2, 3]), [expected]);
+    let mut scratch = Scratch::new();
+    let mut sum = 0;
+    let mut add = |sum: &mut u128, position: usize, chunk: Chunk| {
+        secret
+            .keys
+            .add(sum, position as u64, &[chunk], &mut scratch);
+    };
+    add(&mut sum, 1, [7, 0, 0, 0]);
+    add(&mut sum, 2, [per_block as u32, 0, 1, 0]);
+    let stride = per_block.div_ceil(4).next_power_of_two();
+    let mut keys = Vec::new();
+    for (i, block) in tokens.chunks_exact(per_block).enumerate() {
+        for (j, tokens) in block.chunks(4).enumerate() {
+            let mut chunk = [0; 4];
+            chunk[..tokens.len()].copy_from_slice(tokens);
+            add(&mut sum, 256 + i * stride + j, chunk);
+        }
+        keys.push(BlockKey(secret.keys.code(sum)));
+    }
+    keys
+}
+
+#[test]
+fn keys_are_those_of_the_definition() {
+    let tokens: Vec<u32> = (0..5_000u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    for per_block in [1, 2, 4, 5, 8, 12, 16, 64, 100, 512, 1024, 1025, 2400] {
+        let expected = by_definition(&tokens, per_block);
+        assert_eq!(chain("s", &tokens, per_block), expected, "{per_block}");
+    }
+}
+
+#[test]
+fn zeros_at_the_end_of_a_block_are_tokens() {
+    let per_block = [1, 2, 3, 4, 5];
+    let keys = per_block.map(|per_block| chain("s", &[9, 0, 0, 0, 0], per_block)[0]);
+    for (i, key) in keys.iter().enumerate() {
+        assert!(!keys[..i].contains(key));
+    }
+}
+
+#[test]
+fn a_name_is_not_another_one_nor_a_chain() {
+    let secret = ClusterSecret::derive(b"s");
+    let long = vec![0; 10_000];
+    let names = [0, 1, 15, 16, 17, 4096, 4097, 10_000].map(|len| secret.name(&long[..len]));
+    for (i, name) in names.iter().enumerate() {
+        assert!(!names[..i].contains(name));
+    }
+    let chain = KeyChain::keys(&secret, BlockKey(0), 16, &[0; 16]);
+    assert!(!names.contains(&chain[0].as_u128()));
 }
 
 #[test]
