@@ -104,6 +104,13 @@ class Attachment:
         The ticket ends by itself; it serves to cancel it earlier.
         """
 
+    def removed(self) -> tuple[bytes, int]:
+        """Keys of blocks that the node no longer holds, and how many more there were.
+
+        Since the last call, 16 bytes each; the first call begins it. They are hints, some
+        milliseconds late. What nobody takes is counted beyond 65,536 keys.
+        """
+
 @final
 class Copier:
     """Copies between the arena and a worker's KV memory, in threads of its own.

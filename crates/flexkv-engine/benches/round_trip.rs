@@ -11,8 +11,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_engine::{EngineClient, EngineServer, ServerConfig};
 use flexkv_ports::{
-    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, PrefixHit, StoreGrant,
-    Ticket,
+    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, PrefixHit, RemovalFeed,
+    Removals, StoreGrant, Ticket,
 };
 
 use crate::memfd::MemfdMemory;
@@ -76,6 +76,10 @@ impl KvCache for Everything {
 
     fn release(&self, _: Ticket) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        Box::pin(async { Ok(RemovalFeed::default().watch()) })
     }
 }
 

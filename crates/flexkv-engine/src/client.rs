@@ -12,7 +12,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_ports::{
     BlockView, BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, MemorySlice,
-    PrefixHit, StoreGrant, Ticket,
+    PrefixHit, Removals, StoreGrant, Ticket,
 };
 
 use self::connection::Connection;
@@ -263,6 +263,15 @@ impl KvCache for EngineClient {
         Box::pin(async move {
             self.connection.forget_load(ticket);
             self.expect_done(Request::Release { ticket }).await
+        })
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        Box::pin(async move {
+            // Before the node is asked, so that nothing is missed.
+            let removals = self.connection.removals().watch();
+            self.expect_done(Request::Watch).await?;
+            Ok(removals)
         })
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_index::{MatchOptions, PrefixMatch};
 use flexkv_ports::{
-    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, StoreGrant, Ticket,
+    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, Removals, StoreGrant,
+    Ticket,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -91,6 +92,10 @@ impl KvCache for Node {
             .tickets
             .set(self.shared.tickets.len() as f64);
         Box::pin(std::future::ready(released))
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        Box::pin(std::future::ready(Ok(self.shared.core.removals.watch())))
     }
 }
 

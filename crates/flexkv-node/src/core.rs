@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, Location, Tier};
 use flexkv_index::{Follower, OwnerId, Publisher, Residency, SnapshotWriter};
-use flexkv_ports::{BlockTier, Eviction, ReadSlot, WriteSlot};
+use flexkv_ports::{BlockTier, Eviction, ReadSlot, RemovalFeed, WriteSlot};
 use tokio::sync::Notify;
 
 use crate::counters::Counters;
@@ -37,6 +37,8 @@ pub(crate) struct Core {
     own: OwnerId,
     /// Wakes the task that publishes.
     pub(crate) changed: Notify,
+    /// Tells engines what is no longer here.
+    pub(crate) removals: RemovalFeed,
 }
 
 impl Core {
@@ -45,6 +47,7 @@ impl Core {
             state: Mutex::new(state),
             own,
             changed: Notify::new(),
+            removals: RemovalFeed::default(),
         }
     }
 
@@ -124,6 +127,7 @@ impl Core {
         for (key, location) in gone {
             state.residency.remove(*key, *location);
         }
+        self.removals.removed(gone.iter().map(|(key, _)| *key));
         state.writer.remove(self.own, &fingerprints);
         if let Some(publisher) = &mut state.publisher {
             publisher.removed(now, &fingerprints);
@@ -173,6 +177,8 @@ impl Core {
             }
         }
         self.publish_run(&mut state, now, run);
+        self.removals
+            .stored(new.iter().map(|(index, _)| keys[*index]));
         new
     }
 

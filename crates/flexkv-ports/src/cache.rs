@@ -13,7 +13,7 @@ use flexkv_block::{BlockKey, Checksum, NamespaceId};
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 
-use crate::MemorySlice;
+use crate::{MemorySlice, Removals};
 
 /// Names what a caller holds in the cache, until released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,4 +151,8 @@ pub trait KvCache: Send + Sync + 'static {
     /// Gives up everything the ticket holds: a match, a running load (which is cancelled), pins,
     /// granted slots. Releasing twice is an [`CacheError::UnknownTicket`].
     fn release(&self, ticket: Ticket) -> BoxFuture<'_, Result<(), CacheError>>;
+
+    /// News of blocks that this cache itself no longer holds, from now on. They are hints, and may
+    /// come a little later than the removal.
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>>;
 }

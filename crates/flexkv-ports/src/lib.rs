@@ -11,6 +11,7 @@ mod faulty;
 mod heap;
 mod memory;
 mod metadata;
+mod removals;
 mod tier;
 mod transport;
 
@@ -22,5 +23,6 @@ pub use futures_util::future::BoxFuture;
 pub use heap::{HeapCache, HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
 pub use memory::{Memory, MemorySlice};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
+pub use removals::{RemovalFeed, Removals, Removed};
 pub use tier::{BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot};
 pub use transport::{FetchOutcome, Fetched, Transport, Want};

@@ -3,11 +3,13 @@
 //! Every call lets go of the interpreter while it waits. Knows nothing of who asks.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use flexkv_block::BlockKey;
 use flexkv_engine::Attachment as Session;
-use flexkv_ports::{CacheError, Loaded, Ticket};
+use flexkv_ports::{CacheError, KvCache as _, Loaded, Removals, Ticket};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::error::{raised, refused, seconds};
 use crate::keys::block_keys;
@@ -17,7 +19,11 @@ type Answer = (Vec<usize>, usize, usize);
 
 /// A session with the node of this host; may be used from any thread.
 #[pyclass(frozen, module = "flexkv._native")]
-pub(crate) struct Attachment(pub(crate) Arc<Session>);
+pub(crate) struct Attachment {
+    pub(crate) session: Arc<Session>,
+    /// What the node tells of blocks it no longer holds, once somebody asked.
+    removals: OnceLock<Removals>,
+}
 
 impl Attachment {
     /// Waits for what `call` makes of the session, without the interpreter.
@@ -30,7 +36,7 @@ impl Attachment {
         T: Send,
         C: Future<Output = Result<T, CacheError>>,
     {
-        let session = &self.0;
+        let session = &self.session;
         py.detach(|| session.block_on(call(session)?))
             .map_err(raised)
     }
@@ -42,25 +48,28 @@ impl Attachment {
     fn new(py: Python<'_>, socket: PathBuf, timeout_s: f64) -> PyResult<Self> {
         let within = seconds("timeout_s", timeout_s)?;
         let session = py.detach(|| Session::attach(&socket, within));
-        Ok(Self(Arc::new(session.map_err(raised)?)))
+        Ok(Self {
+            session: Arc::new(session.map_err(raised)?),
+            removals: OnceLock::new(),
+        })
     }
 
     /// The namespace's id, in hexadecimal.
     #[getter]
     fn namespace(&self) -> String {
-        self.0.namespace().to_string()
+        self.session.namespace().to_string()
     }
 
     /// Bytes of every block.
     #[getter]
     fn block_bytes(&self) -> usize {
-        self.0.block_bytes()
+        self.session.block_bytes()
     }
 
     /// Whether the session has ended.
     #[getter]
     fn gone(&self) -> bool {
-        !self.0.is_attached()
+        !self.session.is_attached()
     }
 
     /// How much of a prompt exists: ticket, leading blocks, how many of them are here.
@@ -115,8 +124,22 @@ impl Attachment {
         Ok(ticket.0)
     }
 
+    /// Keys of blocks that the node no longer holds, and how many more there were.
+    fn removed<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, u64)> {
+        let removals = match self.removals.get() {
+            Some(removals) => removals,
+            None => {
+                let watch = self.wait_for(py, |session| Ok(session.client()?.removals()))?;
+                self.removals.get_or_init(|| watch)
+            }
+        };
+        let removed = removals.take();
+        let keys = removed.keys.into_iter().flat_map(BlockKey::to_bytes);
+        Ok((PyBytes::new(py, &keys.collect::<Vec<u8>>()), removed.lost))
+    }
+
     fn __repr__(&self) -> String {
-        format!("{:?}", self.0)
+        format!("{:?}", self.session)
     }
 }
 

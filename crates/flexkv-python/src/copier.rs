@@ -38,7 +38,7 @@ impl Copier {
         // SAFETY: whoever makes a Copier in Python promises, as the stub file says, that the
         // memory stays there until `shutdown`, and that a block is left alone while a job has it.
         let memory = unsafe { KvMemory::new(layers.collect()) }.map_err(raised)?;
-        let session = attachment.0.clone();
+        let session = attachment.session.clone();
         let copier = py.detach(|| Copies::new(session, memory, threads));
         copier.map(Self).map_err(raised)
     }

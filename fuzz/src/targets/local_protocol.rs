@@ -11,7 +11,7 @@ use flexkv_engine::wire::{
     HEADER_BYTES, Header, Hello, MAX_BODY_BYTES, RefusalCode, Refused, Reply, Request, VERSION,
     Welcome, WireError,
 };
-use flexkv_ports::{CacheError, PrefixHit, Ticket};
+use flexkv_ports::{CacheError, PrefixHit, Removed, Ticket};
 
 use crate::Target;
 
@@ -77,6 +77,7 @@ fn seeds() -> Vec<Vec<u8>> {
             first: 1,
         },
         Request::Release { ticket },
+        Request::Watch,
     ];
     let hit = PrefixHit {
         ticket,
@@ -96,6 +97,10 @@ fn seeds() -> Vec<Vec<u8>> {
             ticket,
             slots: vec![Some(4096), None],
         },
+        Reply::Removed(Removed {
+            keys: vec![BlockKey::from_u128(1)],
+            lost: 2,
+        }),
         Reply::Failed(CacheError::UnknownTicket { ticket }),
     ];
     let mut seeds = vec![Vec::new(); 3];

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flexkv_ports::{CacheError, Ticket};
+use flexkv_ports::{CacheError, RemovalFeed, Removed, Ticket};
 use rustix::net::Shutdown;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -36,6 +36,7 @@ pub(super) struct Connection {
     backlog: Lock<VecDeque<u8>>,
     backlogged: Notify,
     permits: Semaphore,
+    removals: RemovalFeed,
 }
 
 #[derive(Default)]
@@ -58,6 +59,7 @@ impl Connection {
             backlog: Lock::default(),
             backlogged: Notify::new(),
             permits: Semaphore::new(PERMITS),
+            removals: RemovalFeed::default(),
         });
         let reading = Reading(connection.clone());
         tokio::spawn(read_answers(reading, read, frames));
@@ -67,6 +69,11 @@ impl Connection {
 
     pub(super) fn is_open(&self) -> bool {
         self.calls.lock().gone.is_none()
+    }
+
+    /// What the node tells of blocks it no longer holds.
+    pub(super) fn removals(&self) -> &RemovalFeed {
+        &self.removals
     }
 
     /// Ends the session; the first reason given stands.
@@ -179,8 +186,16 @@ impl Connection {
         }
     }
 
-    /// Hands an answer to its caller.
+    /// Hands an answer to its caller, and news to whoever watches.
     fn deliver(&self, id: u32, reply: Reply) {
+        let reply = match reply {
+            Reply::Removed(Removed { keys, lost }) => {
+                self.removals.removed(keys.iter().copied());
+                self.removals.lost(lost);
+                return;
+            }
+            reply => reply,
+        };
         let caller = self.calls.lock().waiting.remove(&id);
         let unclaimed = match caller {
             Some(caller) => caller.send(reply).err(),

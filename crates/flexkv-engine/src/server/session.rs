@@ -7,9 +7,10 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flexkv_block::BlockKey;
-use flexkv_ports::{CacheError, LoadStatus, Loaded, MemorySlice, StoreGrant, Ticket};
+use flexkv_ports::{CacheError, LoadStatus, Loaded, MemorySlice, Removals, StoreGrant, Ticket};
 use rustix::net::{SendFlags, Shutdown};
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -28,6 +29,9 @@ use crate::wire::{
 /// For a frame that the socket must take at once or not at all.
 pub(super) const NO_WAIT: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
+/// Removals within this time are told together.
+const REMOVALS_EVERY: Duration = Duration::from_millis(10);
+
 /// Bytes of a request beside its list.
 const FIXED_BYTES: usize = 64;
 
@@ -38,7 +42,7 @@ type Held = Arc<Lock<HashSet<Ticket>>>;
 #[derive(Debug, Error)]
 enum SessionError {
     #[error("it did not greet within {0:?}")]
-    Silent(std::time::Duration),
+    Silent(Duration),
     #[error("it speaks version {0} of the local protocol, this node version {VERSION}")]
     Version(u16),
     #[error(transparent)]
@@ -129,6 +133,7 @@ async fn serve(service: Arc<Service>, stream: UnixStream, held: Held) {
             service: service.clone(),
         }),
         waits: JoinSet::new(),
+        watch: JoinSet::new(),
         service,
         held,
     };
@@ -240,6 +245,8 @@ struct Session {
     held: Held,
     answers: Arc<Answers>,
     waits: JoinSet<()>,
+    /// The one task that tells of removals, if the engine asked for it.
+    watch: JoinSet<()>,
 }
 
 impl Session {
@@ -292,6 +299,13 @@ impl Session {
             Request::Commit { ticket, filled } => {
                 self.owned(ticket)?;
                 cache.commit(ticket, &filled).await?;
+                Reply::Done
+            }
+            Request::Watch => {
+                if self.watch.is_empty() {
+                    let removals = cache.removals().await?;
+                    self.watch.spawn(tell(removals, self.answers.clone()));
+                }
                 Reply::Done
             }
             Request::Release { ticket } => {
@@ -347,6 +361,18 @@ impl Session {
         } else {
             Err(CacheError::UnknownTicket { ticket })
         }
+    }
+}
+
+/// Tells of removals for as long as the engine takes it.
+async fn tell(removals: Removals, answers: Arc<Answers>) {
+    loop {
+        let removed = removals.next().await;
+        if let Err(error) = answers.send(0, &Reply::Removed(removed)).await {
+            tracing::debug!(%error, "an engine left before it heard of removals");
+            return;
+        }
+        tokio::time::sleep(REMOVALS_EVERY).await;
     }
 }
 

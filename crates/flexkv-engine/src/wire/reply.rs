@@ -2,15 +2,16 @@
 //! their offset in the arena.
 
 use flexkv_block::{BlockKey, Checksum};
-use flexkv_ports::{CacheError, PrefixHit, Ticket};
+use flexkv_ports::{CacheError, PrefixHit, Removed, Ticket};
 
-use super::{Fields, WireError, narrow, part, put_frame, put_text};
+use super::{Fields, WireError, narrow, part, put_frame, put_keys, put_text};
 
 const MATCHED: u16 = 0x8010;
 const DONE: u16 = 0x8011;
 const PENDING: u16 = 0x8012;
 const LOADED: u16 = 0x8013;
 const GRANTED: u16 = 0x8014;
+const REMOVED: u16 = 0x8015;
 const FAILED: u16 = 0x801f;
 
 const GONE: u16 = 1;
@@ -41,7 +42,7 @@ impl PlacedBlock {
 pub enum Reply {
     /// To `Match`.
     Matched(PrefixHit),
-    /// To `Load`, `Commit` and `Release`.
+    /// To `Load`, `Commit`, `Release` and `Watch`.
     Done,
     /// To `Poll`: still loading.
     Pending,
@@ -61,6 +62,8 @@ pub enum Reply {
         /// Per block: the offset of its slot in the arena, if it has one.
         slots: Vec<Option<u64>>,
     },
+    /// To nothing, after `Watch`: blocks that the node no longer holds.
+    Removed(Removed),
     /// To any request that the cache did not take.
     Failed(CacheError),
 }
@@ -74,6 +77,7 @@ impl Reply {
             Self::Pending => "Pending",
             Self::Loaded { .. } => "Loaded",
             Self::Granted { .. } => "Granted",
+            Self::Removed(_) => "Removed",
             Self::Failed(_) => "Failed",
         }
     }
@@ -116,6 +120,10 @@ impl Reply {
                     out.extend_from_slice(&slot.unwrap_or(NO_SLOT).to_le_bytes());
                 }
             }),
+            Self::Removed(removed) => put_frame(out, REMOVED, id, |out| {
+                out.extend_from_slice(&removed.lost.to_le_bytes());
+                put_keys(out, &removed.keys);
+            }),
             Self::Failed(error) => put_frame(out, FAILED, id, |out| put_error(out, error)),
         }
     }
@@ -128,6 +136,7 @@ impl Reply {
             PENDING => Fields::new("Pending", body).end(Self::Pending),
             LOADED => decode_loaded(body),
             GRANTED => decode_granted(body),
+            REMOVED => decode_removed(body),
             FAILED => decode_failed(body),
             _ => Err(WireError::Kind {
                 kind,
@@ -191,6 +200,13 @@ fn decode_granted(body: &[u8]) -> Result<Reply, WireError> {
         Some(u64::from_le_bytes(*item)).filter(|offset| *offset != NO_SLOT)
     })?;
     fields.end(Reply::Granted { ticket, slots })
+}
+
+fn decode_removed(body: &[u8]) -> Result<Reply, WireError> {
+    let mut fields = Fields::new("Removed", body);
+    let lost = fields.u64("lost")?;
+    let keys = fields.keys()?;
+    fields.end(Reply::Removed(Removed { keys, lost }))
 }
 
 fn decode_failed(body: &[u8]) -> Result<Reply, WireError> {

@@ -15,6 +15,7 @@ const WAIT: u16 = 0x0013;
 const STORE: u16 = 0x0014;
 const COMMIT: u16 = 0x0015;
 const RELEASE: u16 = 0x0016;
+const WATCH: u16 = 0x0017;
 
 /// Bytes of one filled slot.
 const FILLED_BYTES: usize = 12;
@@ -65,6 +66,8 @@ pub enum Request<'a> {
         /// Which.
         ticket: Ticket,
     },
+    /// Tell from now on which blocks the node no longer holds.
+    Watch,
 }
 
 impl Request<'_> {
@@ -78,6 +81,7 @@ impl Request<'_> {
             Self::Store { .. } => "Store",
             Self::Commit { .. } => "Commit",
             Self::Release { .. } => "Release",
+            Self::Watch => "Watch",
         }
     }
 
@@ -110,6 +114,7 @@ impl Request<'_> {
                 put_filled(out, filled);
             }),
             Self::Release { ticket } => put_frame(out, RELEASE, id, |out| put_ticket(out, *ticket)),
+            Self::Watch => put_frame(out, WATCH, id, |_| ()),
         }
     }
 
@@ -132,6 +137,7 @@ impl Request<'_> {
             }
             COMMIT => decode_commit(body),
             RELEASE => ticket_only("Release", body).map(|ticket| Request::Release { ticket }),
+            WATCH => Fields::new("Watch", body).end(Request::Watch),
             _ => Err(WireError::Kind {
                 kind,
                 expected: "a request",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flexkv_block::{Checksum, NamespaceId};
-use flexkv_ports::{CacheError, Filled, PrefixHit, Ticket};
+use flexkv_ports::{CacheError, Filled, PrefixHit, Removed, Ticket};
 use proptest::prelude::*;
 
 use super::*;
@@ -44,6 +44,7 @@ fn requests() -> Vec<Request<'static>> {
             filled: vec![filled(0), filled(5)].into(),
         },
         Request::Release { ticket: TICKET },
+        Request::Watch,
     ]
 }
 
@@ -67,6 +68,10 @@ fn replies() -> Vec<Reply> {
             remote: 2,
             blocks: (0..3).map(block).collect(),
         },
+        Reply::Removed(Removed {
+            keys: keys(2),
+            lost: 3,
+        }),
         Reply::Granted {
             ticket: TICKET,
             slots: vec![Some(0), None, Some(8192)],
@@ -220,7 +225,7 @@ fn malformed_fields_are_named() {
     );
     assert!(header([108, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_ok());
 
-    check(Request::decode(0x0017, &[]), "0x0017 is not a request");
+    check(Request::decode(0x0018, &[]), "0x0018 is not a request");
     check(Request::decode(0x8010, &[]), "not a request");
     check(Reply::decode(0x0010, &[]), "not a reply");
     check(Hello::decode(0x0010, &[]), "Hello, which comes first");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, NamespaceId};
 use flexkv_ports::{
     BlockView, BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, MemorySlice,
-    PrefixHit, StoreGrant, Ticket,
+    PrefixHit, RemovalFeed, Removals, StoreGrant, Ticket,
 };
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -32,6 +32,7 @@ struct State {
     held: HashMap<Ticket, Hold>,
     tickets: u64,
     clock: u64,
+    removals: RemovalFeed,
 }
 
 #[derive(Clone, Default)]
@@ -169,6 +170,7 @@ impl State {
         slot.granted = true;
         if let Some((key, _)) = slot.block.take() {
             self.index.remove(&key);
+            self.removals.removed([key]);
         }
         Some(at)
     }
@@ -188,6 +190,7 @@ impl State {
             slot.used = self.clock;
             if *self.index.entry(key).or_insert(at) == at {
                 slot.block = Some((key, fill.checksum));
+                self.removals.stored([key]);
             }
         }
         Ok(())
@@ -319,5 +322,9 @@ impl KvCache for TinyCache {
 
     fn release(&self, ticket: Ticket) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(async move { self.state().release(ticket) })
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        Box::pin(async move { Ok(self.state().removals.watch()) })
     }
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use flexkv_engine::wire::{
-    HEADER_BYTES, Header, Hello, MAX_BODY_BYTES, RefusalCode, Refused, Request, VERSION,
+    HEADER_BYTES, Header, Hello, MAX_BODY_BYTES, RefusalCode, Refused, Reply, Request, VERSION,
 };
 use flexkv_engine::{EngineClient, ServerConfig};
 use flexkv_ports::conformance::{self, CacheUnderTest};
@@ -52,6 +52,44 @@ async fn one_engine_reads_what_another_stored() {
         .map(|view| view.bytes.to_vec())
         .collect();
     assert_eq!(bytes, (0..4).map(block).collect::<Vec<_>>());
+}
+
+/// News come unasked, so only who knows them gets them; removals within a moment come together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_an_engine_that_watches_hears_of_removals() {
+    let node = Node::start(8);
+    let (mut deaf, mut watching) = (Raw::greeted(&node), Raw::greeted(&node));
+    let mut request = Vec::new();
+    Request::Watch.encode(7, &mut request);
+    watching.0.write_all(&request).expect("watch");
+    let (kind, body) = watching.frame().expect("an answer");
+    assert_eq!(Reply::decode(kind, &body), Ok(Reply::Done));
+
+    let writer = node.attach().await;
+    for prompt in 0..4 {
+        store(&writer, 8 * prompt..8 * prompt + 8).await;
+    }
+    let mut gone = HashSet::new();
+    while gone.len() < 24 {
+        let (kind, body) = watching.frame().expect("news");
+        let Ok(Reply::Removed(removed)) = Reply::decode(kind, &body) else {
+            panic!("kind {kind:#x} instead of Removed");
+        };
+        assert_eq!(removed.lost, 0);
+        gone.extend(removed.keys);
+    }
+    assert_eq!(gone, keys(0..24).into_iter().collect::<HashSet<_>>());
+
+    request.clear();
+    let keys = Vec::new().into();
+    Request::Match { keys }.encode(1, &mut request);
+    deaf.0.write_all(&request).expect("match");
+    let (kind, body) = deaf.frame().expect("an answer");
+    let answer = Reply::decode(kind, &body);
+    assert!(
+        matches!(answer, Ok(Reply::Matched(_))),
+        "{answer:?} came first"
+    );
 }
 
 #[tokio::test]

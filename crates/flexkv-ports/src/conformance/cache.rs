@@ -1,6 +1,7 @@
 //! The suite for [`KvCache`]: one cache without peers.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub async fn cache(make: impl AsyncFn() -> CacheUnderTest) {
     evicts_the_least_recently_used(&make().await).await;
     keeps_loaded_blocks_readable(&make().await).await;
     grants_nothing_when_everything_is_held(&make().await).await;
+    tells_what_it_no_longer_holds(&make().await).await;
 }
 
 fn says_what_it_holds(test: &CacheUnderTest) {
@@ -282,6 +284,29 @@ async fn grants_nothing_when_everything_is_held(test: &CacheUnderTest) {
     }
     test.fill(0..4).await;
     assert_eq!(test.count(0..4).await, 4, "slots leaked");
+}
+
+/// Each watcher hears of every block that went while it watched, and of none that is there.
+async fn tells_what_it_no_longer_holds(test: &CacheUnderTest) {
+    let slots = test.slots as u64;
+    test.fill(0..1).await;
+    let removals = test.cache.removals().await.expect("a watch");
+    let later = test.cache.removals().await.expect("a second watch");
+    for n in 1..slots + 3 {
+        test.fill(n..n + 1).await;
+    }
+    for watcher in [removals, later] {
+        let mut gone = BTreeSet::new();
+        while gone.len() < 3 {
+            let removed = timeout(PATIENCE, watcher.next()).await;
+            let removed = removed.expect("evictions are told");
+            assert_eq!(removed.lost, 0, "few are told at once");
+            gone.extend(removed.keys);
+        }
+        for n in (0..slots + 3).filter(|n| gone.contains(&key(*n))) {
+            assert_eq!(test.count(n..n + 1).await, 0, "{n} was told to be gone");
+        }
+    }
 }
 
 impl CacheUnderTest {

@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, ready};
 
 use crate::{
     BlockTier, BlockView, CacheError, Eviction, Filled, KvCache, LoadStatus, Loaded, PrefixHit,
-    ReadSlot, StoreGrant, Ticket, WriteSlot,
+    ReadSlot, RemovalFeed, Removals, StoreGrant, Ticket, WriteSlot,
 };
 
 /// A [`KvCache`] in memory. Clones are the same cache.
@@ -29,6 +29,7 @@ struct State {
     last_ticket: u64,
     /// Counts uses, to tell which block was used last.
     uses: u64,
+    removals: RemovalFeed,
 }
 
 struct Block {
@@ -124,6 +125,7 @@ impl HeapCache {
             blocks,
             tickets,
             uses,
+            removals,
             ..
         } = &mut *state;
         let held = match tickets.get_mut(&ticket) {
@@ -139,6 +141,7 @@ impl HeapCache {
             // Another grant may have been faster with the same block; then this slot is dropped.
             blocks.entry(key).or_insert_with(|| {
                 *uses += 1;
+                removals.stored([key]);
                 Block {
                     location: self.tier.commit(slot, key, *checksum),
                     used: *uses,
@@ -174,6 +177,7 @@ impl State {
         }
         drop(pinned);
         self.blocks.remove(&key);
+        self.removals.removed([key]);
         tier.evict(location);
         None
     }
@@ -197,6 +201,7 @@ impl State {
             .find(|(_, block)| tier.evict(block.location) != Eviction::Pinned);
         if let Some(key) = evicted.map(|(key, _)| *key) {
             self.blocks.remove(&key);
+            self.removals.removed([key]);
         }
     }
 }
@@ -266,6 +271,10 @@ impl KvCache for HeapCache {
 
     fn release(&self, ticket: Ticket) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(ready(self.release_now(ticket)))
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        Box::pin(ready(Ok(self.state().removals.watch())))
     }
 }
 

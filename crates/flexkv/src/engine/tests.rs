@@ -4,7 +4,8 @@ use std::sync::Mutex;
 
 use flexkv_block::{Checksum, NamespaceId, Tier};
 use flexkv_ports::{
-    BlockTier, BoxFuture, HeapTier, LoadStatus, PrefixHit, StoreGrant, TierShape, WriteSlot,
+    BlockTier, BoxFuture, HeapTier, LoadStatus, PrefixHit, RemovalFeed, Removals, StoreGrant,
+    TierShape, WriteSlot,
 };
 
 use super::*;
@@ -147,6 +148,10 @@ impl KvCache for Scripted {
         let at = open.iter().position(|held| *held == ticket);
         at.map(|at| open.swap_remove(at));
         ready(at.map(|_| ()).ok_or(CacheError::UnknownTicket { ticket }))
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<Removals, CacheError>> {
+        ready(Ok(RemovalFeed::default().watch()))
     }
 }
 
