@@ -53,7 +53,8 @@ pub struct Renewal {
     /// The lease had not expired and was not lost. False at the first renewal, after an expiry,
     /// and after the store lost its content: then everything must be published again.
     pub lease_kept: bool,
-    /// The log exists.
+    /// The log exists, and the last entry that was appended to it, as far as the store knows of, has
+    /// not been lost. False after a failover to a replica that had not everything yet.
     pub log_kept: bool,
 }
 

@@ -11,6 +11,43 @@ const DENIED: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
 /// The server takes no writes until it has memory, disk or replicas again.
 const FULL: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
 
+/// The server is part of a cluster and another one has, or will have, what was asked for.
+const ELSEWHERE: [&str; 4] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"];
+/// The server does not have the role that it had when we connected.
+const DEMOTED: [&str; 2] = ["READONLY", "UNBLOCKED"];
+
+/// A command that was not done.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    /// For the caller.
+    pub(crate) error: StoreError,
+    /// Another server of the cluster may do it.
+    pub(crate) elsewhere: bool,
+}
+
+impl Failed {
+    /// Sorts `error`, which came while talking to the server at `address`.
+    pub(crate) fn sort(address: &str, error: &Error) -> Self {
+        Self {
+            error: sort(address, error),
+            elsewhere: has_code(error, &ELSEWHERE),
+        }
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        let elsewhere = false;
+        Self { error, elsewhere }
+    }
+}
+
+impl From<Failed> for StoreError {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
 /// Sorts `error`, which came while talking to the server at `address`.
 pub(crate) fn sort(address: &str, error: &Error) -> StoreError {
     let reason = reason(address, error);
@@ -24,8 +61,8 @@ pub(crate) fn sort(address: &str, error: &Error) -> StoreError {
 }
 
 /// Whether another server may have taken over, which only a new connection would find.
-pub(crate) fn is_demoted(error: &Error) -> bool {
-    has_code(error, &["READONLY"])
+pub(crate) fn costs_the_connection(error: &Error) -> bool {
+    has_code(error, &DEMOTED)
 }
 
 /// The server at `address` did not do `what`.

@@ -1,26 +1,30 @@
 //! The names of our keys. Knows nothing of what is stored under them.
 //!
-//! All keys of one namespace carry the same hash tag, so that they share a slot of a Redis cluster:
-//! a reader follows all logs with one XREAD, which cannot span slots.
+//! Leases and members of a namespace share a hash tag, and with it a slot of a Redis cluster, as one
+//! command reads them all. Logs are spread over [`GROUPS`] tags: over the servers of a cluster, but
+//! few enough that one connection can wait for each.
 
 use flexkv_block::NamespaceId;
+use fred::util::redis_keyslot;
+
+/// How many slots of a cluster the logs of a namespace lie in.
+pub(crate) const GROUPS: u8 = 16;
 
 /// Makes and takes apart the keys of one namespace of one cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
+    /// What all keys begin with, up to within the hash tag.
+    prefix: String,
     lease: String,
-    log: String,
-    members: String,
 }
 
 impl Keys {
     /// `cluster` has none of the characters `{`, `}` and `:`.
     pub(crate) fn new(cluster: &str, namespace: NamespaceId) -> Self {
-        let prefix = format!("flexkv:{{{cluster}:{namespace}}}");
+        let prefix = format!("flexkv:{{{cluster}:{namespace}");
         Self {
-            lease: format!("{prefix}:lease:"),
-            log: format!("{prefix}:log:"),
-            members: format!("{prefix}:members"),
+            lease: format!("{prefix}}}:lease:"),
+            prefix,
         }
     }
 
@@ -29,14 +33,14 @@ impl Keys {
         format!("{}{name}", self.lease)
     }
 
-    /// The log called `log`.
-    pub(crate) fn log(&self, log: &str) -> String {
-        format!("{}{log}", self.log)
-    }
-
     /// The set of lease keys.
     pub(crate) fn members(&self) -> String {
-        self.members.clone()
+        format!("{}}}:members", self.prefix)
+    }
+
+    /// What changes whenever someone joins.
+    pub(crate) fn joins(&self) -> String {
+        format!("{}}}:joins", self.prefix)
     }
 
     /// Whose lease `key` is, if it is one of ours.
@@ -44,10 +48,36 @@ impl Keys {
         key.strip_prefix(&self.lease)
     }
 
+    /// The log called `log`.
+    pub(crate) fn log(&self, log: &str) -> String {
+        format!("{}:{:x}}}:log:{log}", self.prefix, group(log))
+    }
+
     /// Which log `key` is, if it is one of ours.
     pub(crate) fn log_name<'k>(&self, key: &'k str) -> Option<&'k str> {
-        key.strip_prefix(&self.log)
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix(':')?;
+        let (digit, log) = rest.split_once("}:log:")?;
+        (digit == format!("{:x}", group(log))).then_some(log)
     }
+
+    /// The slot of the leases.
+    pub(crate) fn lease_slot(&self) -> u16 {
+        slot(&self.members())
+    }
+
+    /// The slot of the log called `log`.
+    pub(crate) fn log_slot(&self, log: &str) -> u16 {
+        slot(&self.log(log))
+    }
+}
+
+/// Which of the groups the log called `log` is in.
+pub(crate) fn group(log: &str) -> u8 {
+    (slot(log) % u16::from(GROUPS)) as u8
+}
+
+fn slot(key: &str) -> u16 {
+    redis_keyslot(key.as_bytes())
 }
 
 #[cfg(test)]

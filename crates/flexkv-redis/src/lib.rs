@@ -7,14 +7,20 @@
 //! This crate knows names and bytes. What a record or a log entry says is none of its business,
 //! and it never holds KV bytes.
 
+mod cluster;
 mod config;
 mod error;
 mod keys;
 mod link;
 pub mod local;
+mod members;
+mod reads;
 mod reply;
 mod scripts;
+mod servers;
 mod store;
+mod tls;
 
 pub use config::{ConfigError, RedisConfig};
 pub use store::RedisStore;
+pub use tls::{Identity, TlsFiles};

@@ -18,8 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::config::RedisConfig;
-use crate::error::{is_demoted, sort, unavailable};
+use crate::error::{Failed, costs_the_connection, sort, unavailable};
 
 /// The first wait after an attempt that failed; doubles up to [`MAX_DELAY`].
 const MIN_DELAY: Duration = Duration::from_millis(20);
@@ -28,9 +27,20 @@ const MAX_DELAY: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was a good one: the next is opened without waiting.
 const STABLE: Duration = Duration::from_secs(1);
 
+/// Where a connection leads, and how long we wait for it.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// The server, or the sentinels that know it, and who we are to it.
+    pub(crate) config: Config,
+    /// What it is called in errors.
+    pub(crate) address: String,
+    /// Longest wait for a connection and for a command.
+    pub(crate) timeout: Duration,
+}
+
 /// A connection and the task that keeps it. Dropping it closes the connection and ends the task.
 pub(crate) struct Link {
-    address: String,
+    target: Target,
     state: watch::Receiver<State>,
     suspect: watch::Sender<u64>,
     keeper: JoinHandle<()>,
@@ -57,16 +67,16 @@ pub(crate) enum IfDropped {
 
 impl Link {
     /// Begins to connect.
-    pub(crate) fn open(config: &RedisConfig) -> Self {
+    pub(crate) fn open(target: Target) -> Self {
         let (state_sender, state) = watch::channel(State::Connecting);
         let (suspect, suspected) = watch::channel(0);
         let keeper = Keeper {
-            config: config.clone(),
+            target: target.clone(),
             state: state_sender,
             suspected,
         };
         Self {
-            address: config.address().to_owned(),
+            target,
             state,
             suspect,
             keeper: tokio::spawn(keeper.run()),
@@ -78,6 +88,28 @@ impl Link {
         self.client().await.map(drop)
     }
 
+    /// Where it leads.
+    pub(crate) fn address(&self) -> &str {
+        &self.target.address
+    }
+
+    /// A number that changes whenever a connection was given up because of a call.
+    pub(crate) fn given_up(&self) -> u64 {
+        *self.suspect.borrow()
+    }
+
+    /// Does a command that the server answers at once; see [`Self::call`].
+    pub(crate) async fn quick<T, F>(
+        &self,
+        command: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T, Failed>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+    {
+        let limit = self.target.timeout;
+        self.call(limit, IfDropped::Keep, command).await
+    }
+
     /// Does `command` on the connection within `limit`. Fails at once while the server is known to
     /// be out of reach. A command that takes too long costs the connection.
     pub(crate) async fn call<T, F>(
@@ -85,13 +117,13 @@ impl Link {
         limit: Duration,
         if_dropped: IfDropped,
         command: impl FnOnce(Client) -> F + Send,
-    ) -> Result<T, StoreError>
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
         let deadline = Instant::now() + limit;
         let Ok(client) = timeout_at(deadline, self.client()).await else {
-            return Err(unavailable(&self.address, &late("no connection", limit)));
+            return Err(self.late("no connection", limit));
         };
         let (client, number) = client?;
         let mut suspicion = Suspicion {
@@ -102,13 +134,17 @@ impl Link {
         let answer = timeout_at(deadline, command(client)).await;
         suspicion.armed = match &answer {
             Err(_) => true,
-            Ok(Err(error)) => is_demoted(error),
+            Ok(Err(error)) => costs_the_connection(error),
             Ok(Ok(_)) => false,
         };
         match answer {
-            Err(_) => Err(unavailable(&self.address, &late("no answer", limit))),
-            Ok(answer) => answer.map_err(|error| sort(&self.address, &error)),
+            Err(_) => Err(self.late("no answer", limit)),
+            Ok(answer) => answer.map_err(|error| Failed::sort(self.address(), &error)),
         }
+    }
+
+    fn late(&self, what: &str, limit: Duration) -> Failed {
+        unavailable(self.address(), &format!("{what} within {limit:?}")).into()
     }
 
     /// The client and its number, as soon as it is known whether there is one.
@@ -123,7 +159,7 @@ impl Link {
         match known.await.map(|state| state.clone()) {
             Ok(State::Up(client, number)) => Ok((client, number)),
             Ok(State::Down(error)) => Err(error),
-            Ok(State::Connecting) | Err(_) => Err(unavailable(&self.address, "shut down")),
+            Ok(State::Connecting) | Err(_) => Err(unavailable(self.address(), "shut down")),
         }
     }
 }
@@ -132,10 +168,6 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.keeper.abort();
     }
-}
-
-fn late(what: &str, limit: Duration) -> String {
-    format!("{what} within {limit:?}")
 }
 
 /// Has the connection closed when dropped while armed.
@@ -158,7 +190,7 @@ impl Drop for Suspicion<'_> {
 
 /// The task's side of a [`Link`].
 struct Keeper {
-    config: RedisConfig,
+    target: Target,
     state: watch::Sender<State>,
     suspected: watch::Receiver<u64>,
 }
@@ -198,7 +230,7 @@ impl Keeper {
 
     /// Connects and stays until the connection is lost or is suspected to be.
     async fn connect_once(&mut self, number: u64) -> Ended {
-        let address = self.config.address();
+        let address = self.target.address.clone();
         let client = self.client();
         let mut connected = client.reconnect_rx();
         let mut driver = Driver(client.connect());
@@ -207,9 +239,9 @@ impl Keeper {
             again_at_once: false,
         };
         tokio::select! {
-            why = driver.ended(address) => return never(why),
+            why = driver.ended(&address) => return never(why),
             up = connected.recv() => if up.is_err() {
-                return never(unavailable(address, "the client ended"));
+                return never(unavailable(&address, "the client ended"));
             },
         }
         let since = Instant::now();
@@ -218,12 +250,12 @@ impl Keeper {
             info!("connected to redis at {address}");
         }
         let ended = tokio::select! {
-            why = driver.ended(address) => Ended {
+            why = driver.ended(&address) => Ended {
                 why,
                 again_at_once: since.elapsed() >= STABLE,
             },
             _ = self.suspected.wait_for(|suspect| *suspect >= number) => Ended {
-                why: unavailable(address, "connection given up after a command without an answer"),
+                why: unavailable(&address, "connection given up after a command without an answer"),
                 again_at_once: true,
             },
         };
@@ -235,11 +267,11 @@ impl Keeper {
     fn client(&self) -> Client {
         let config = Config {
             fail_fast: true,
-            ..self.config.server.clone()
+            ..self.target.config.clone()
         };
         let connection = ConnectionConfig {
-            connection_timeout: self.config.command_timeout,
-            internal_command_timeout: self.config.command_timeout,
+            connection_timeout: self.target.timeout,
+            internal_command_timeout: self.target.timeout,
             max_command_attempts: 1,
             tcp: TcpConfig {
                 nodelay: Some(true),

@@ -2,7 +2,7 @@
 //! a panic: anybody may write into the server.
 
 use bytes::Bytes;
-use flexkv_ports::{LogEntry, LogRead, Renewal};
+use flexkv_ports::{LogEntry, LogRead};
 use fred::types::Value;
 
 use crate::keys::Keys;
@@ -11,16 +11,11 @@ use crate::keys::Keys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// The answer of [`RENEW`](crate::scripts::RENEW).
-pub(crate) fn renewal(reply: Value) -> Result<Renewal, Malformed> {
-    let Value::Array(values) = reply else {
-        return Err(Malformed);
-    };
-    match values[..] {
-        [Value::Integer(lease), Value::Integer(log)] => Ok(Renewal {
-            lease_kept: lease == 1,
-            log_kept: log == 1,
-        }),
+/// The answer of a script that says yes or no.
+pub(crate) fn flag(reply: &Value) -> Result<bool, Malformed> {
+    match reply {
+        Value::Integer(0) => Ok(false),
+        Value::Integer(1) => Ok(true),
         _ => Err(Malformed),
     }
 }
@@ -34,20 +29,18 @@ pub(crate) fn lease_keys(reply: Value) -> Result<Vec<String>, Malformed> {
     }
 }
 
-/// The answer of [`RECORDS`](crate::scripts::RECORDS) for `count` leases.
-pub(crate) fn records(reply: Value, count: usize) -> Result<Vec<Option<Bytes>>, Malformed> {
-    let Value::Array(mut values) = reply else {
-        return Err(Malformed);
+/// The answer of MGET for `count` keys.
+pub(crate) fn values(reply: Value, count: usize) -> Result<Vec<Option<Bytes>>, Malformed> {
+    let values = match reply {
+        Value::Array(values) if values.len() == count => values,
+        // The client library takes a list of one apart.
+        Value::Null | Value::Bytes(_) | Value::String(_) if count == 1 => vec![reply],
+        _ => return Err(Malformed),
     };
-    // The server ends an array at its last value that is not nil.
-    if values.is_empty() || values.len() > count + 1 {
-        return Err(Malformed);
-    }
-    values.resize(count + 1, Value::Null);
     // Copied: what came in one reply shares one buffer, and a record is kept for long.
-    let records = values.drain(1..).map(Value::into_bytes);
-    Ok(records
-        .map(|record| record.map(|bytes| Bytes::copy_from_slice(&bytes)))
+    let values = values.into_iter().map(Value::into_bytes);
+    Ok(values
+        .map(|value| value.map(|bytes| Bytes::copy_from_slice(&bytes)))
         .collect())
 }
 

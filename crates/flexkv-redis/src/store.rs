@@ -1,10 +1,11 @@
-//! The store: each call of [`MetadataStore`] as one or two commands.
+//! The store: each call of [`MetadataStore`] as a few commands.
 //!
-//! Two connections: one for commands, one for readers, which block on the server until there is
+//! One connection for commands, and others for readers, which block on the server until there is
 //! news. Time to live is the server's business alone; no clock is compared.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,55 +13,61 @@ use flexkv_ports::{
     BoxFuture, LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError,
 };
 use fred::clients::Client;
-use fred::interfaces::{KeysInterface, LuaInterface, SetsInterface, StreamsInterface};
-use fred::types::Value;
-use fred::types::streams::XID;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use fred::interfaces::{KeysInterface, LuaInterface, StreamsInterface};
+use fred::types::{Expiration, SetOptions, Value};
+use tokio::time::{Instant, sleep};
 
 use crate::config::RedisConfig;
 use crate::error::unavailable;
 use crate::keys::Keys;
-use crate::link::{IfDropped, Link};
+use crate::members::Members;
+use crate::reads::{Reads, Request};
 use crate::reply::{self, Malformed};
 use crate::scripts;
+use crate::servers::Servers;
 
 /// The set of members outlives every lease by far, but not a cluster that is gone.
 const MEMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How often whoever renews makes sure that it is in the set of members.
+const JOIN_EVERY: Duration = Duration::from_secs(60);
 /// Longer times to live and waits are cut to this, far below what the server can count.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// An APPEND script takes entries up to this many bytes, so that it is over within milliseconds.
 const APPEND_BYTES: usize = 4 << 20;
 /// An APPEND script takes at most this many entries.
 const APPEND_ENTRIES: usize = 4096;
-/// One XREAD asks for at most this many entries over all logs.
-const READ_ENTRIES: usize = 4096;
+/// Logs whose ends are remembered; one node writes to two at a time.
+const ENDS_MAX: usize = 64;
 
-/// A [`MetadataStore`] on a Redis or Valkey server, version 6.2 or later.
+/// A [`MetadataStore`] on Redis or Valkey, version 6.2 or later: one server, one that Sentinel
+/// watches, or a cluster.
 ///
 /// Needs a Tokio runtime with I/O and time. Dropping it closes its connections and ends its tasks.
 ///
-/// A call takes at most the configuration's command time-out for each of its commands (members:
-/// two; append: one for each 4 MiB), and a read its wait more. Readers of one store take turns at
-/// waiting: a second one gets what there is when its wait is over, so follow all logs in one call.
-/// A read that is dropped before it ends costs a new connection.
+/// A call takes at most the configuration's command time-out for each of its commands (members and
+/// renewals: three; append: one for each 4 MiB; in a cluster each up to five times, as slots may
+/// move), and a read its wait more. Readers of one store take turns at waiting: a second one gets
+/// what there is when its wait is over, so follow all logs in one call. A read for other logs or
+/// other entries than the one before costs new connections if that one still waits at the server.
 pub struct RedisStore {
+    servers: Servers,
     keys: Keys,
     address: String,
     command_timeout: Duration,
-    commands: Link,
-    reads: Link,
-    /// Held by whoever blocks on `reads`.
-    reading: Mutex<()>,
-    /// How many entries to ask for in one XREAD; fewer after one that took too long.
-    read_entries: AtomicUsize,
+    members: Members,
+    reads: Reads,
+    /// When each name that we renew was last put into the set of members.
+    joined: Mutex<BTreeMap<String, Instant>>,
+    /// The last entry that the server took from us, of each log.
+    ends: Mutex<BTreeMap<String, u64>>,
 }
 
 impl RedisStore {
     /// Connects; fails if the server cannot be reached or refuses us now.
     pub async fn connect(config: RedisConfig) -> Result<Self, StoreError> {
         let store = Self::connect_lazily(config);
-        tokio::try_join!(store.commands.first_outcome(), store.reads.first_outcome())?;
+        let slot = store.keys.lease_slot();
+        store.servers.first_outcome(slot).await?;
         Ok(store)
     }
 
@@ -71,26 +78,46 @@ impl RedisStore {
     /// Outside a Tokio runtime.
     pub fn connect_lazily(config: RedisConfig) -> Self {
         Self {
+            servers: Servers::open(&config),
             keys: Keys::new(&config.cluster, config.namespace),
             address: config.address().to_owned(),
             command_timeout: config.command_timeout,
-            commands: Link::open(&config),
-            reads: Link::open(&config),
-            reading: Mutex::new(()),
-            read_entries: AtomicUsize::new(READ_ENTRIES),
+            members: Members::default(),
+            reads: Reads::new(),
+            joined: Mutex::default(),
+            ends: Mutex::default(),
         }
     }
 
-    /// Runs a script. All its keys are in one slot.
+    /// Runs a script, all of whose keys are in `slot`.
     async fn eval(
         &self,
         script: &'static str,
+        slot: u16,
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<Value, StoreError> {
-        let eval = |client: Client| async move { client.eval(script, keys, args).await };
-        let limit = self.command_timeout;
-        self.commands.call(limit, IfDropped::Keep, eval).await
+        let eval = |client: Client| {
+            let (keys, args) = (keys.clone(), args.clone());
+            async move { client.eval(script, keys, args).await }
+        };
+        self.servers.quick(slot, eval).await
+    }
+
+    fn lease_keys(&self, name: &str) -> Vec<String> {
+        vec![
+            self.keys.members(),
+            self.keys.joins(),
+            self.keys.lease(name),
+        ]
+    }
+
+    async fn expire(&self, slot: u16, key: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let pexpire = |client: Client| async move {
+            let set = client.pexpire(key, milliseconds(ttl), None);
+            set.await.map(|set: Value| set == Value::Integer(1))
+        };
+        self.servers.quick(slot, pexpire).await
     }
 
     fn malformed(&self, command: &str) -> impl FnOnce(Malformed) -> StoreError {
@@ -106,44 +133,90 @@ impl RedisStore {
         log: &str,
         ttl: Duration,
     ) -> Result<Renewal, StoreError> {
-        let keys = self.lease_and_log(name, log);
+        // The log is kept alive even if the record is not taken: its owner is not dead.
+        let (slot, key) = (self.keys.log_slot(log), self.keys.log(log));
+        let (lease, exists, complete) = tokio::join!(
+            self.renew_lease(name, record, ttl),
+            self.expire(slot, &key, ttl),
+            self.has_its_end(log),
+        );
+        let (lease_kept, exists, complete) = (lease?, exists?, complete?);
+        Ok(Renewal {
+            lease_kept,
+            log_kept: exists && complete,
+        })
+    }
+
+    /// Renews a lease; says whether it was held.
+    async fn renew_lease(
+        &self,
+        name: &str,
+        record: Bytes,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let (slot, key) = (self.keys.lease_slot(), self.keys.lease(name));
+        let joined = lock(&self.joined).get(name).copied();
+        let renewed = if joined.is_some_and(|at| at.elapsed() < JOIN_EVERY) {
+            self.extend_lease(&key, &record, ttl).await
+        } else {
+            Ok(false)
+        };
+        let renewed = match renewed {
+            Ok(false) => self.join(name, record, ttl).await,
+            renewed => renewed,
+        };
+        if matches!(renewed, Err(StoreError::Full { .. })) {
+            self.expire(slot, &key, ttl).await?;
+        }
+        renewed
+    }
+
+    /// Renews a lease if it is held; says whether it is.
+    async fn extend_lease(
+        &self,
+        key: &str,
+        record: &Bytes,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let set = |client: Client| async move {
+            let expire = Some(Expiration::PX(milliseconds(ttl)));
+            let record = Value::Bytes(record.clone());
+            let set = client.set(key, record, expire, Some(SetOptions::XX), false);
+            set.await.map(|set: Value| !set.is_null())
+        };
+        self.servers.quick(self.keys.lease_slot(), set).await
+    }
+
+    /// Takes a lease; says whether it was held already.
+    async fn join(&self, name: &str, record: Bytes, ttl: Duration) -> Result<bool, StoreError> {
+        let keys = self.lease_keys(name);
         let members_ttl = milliseconds(ttl).max(milliseconds(MEMBERS_TTL));
         let args = vec![
             Value::Bytes(record),
             milliseconds(ttl).into(),
             members_ttl.into(),
+            format!("{:016x}", fastrand::u64(..)).into(),
         ];
-        let reply = self.eval(scripts::RENEW, keys, args).await?;
-        reply::renewal(reply).map_err(self.malformed("EVAL (renew)"))
+        let slot = self.keys.lease_slot();
+        let reply = self.eval(scripts::JOIN, slot, keys, args).await?;
+        let kept = reply::flag(&reply).map_err(self.malformed("EVAL (join)"))?;
+        lock(&self.joined).insert(name.to_owned(), Instant::now());
+        Ok(kept)
     }
 
-    fn lease_and_log(&self, name: &str, log: &str) -> Vec<String> {
-        vec![
-            self.keys.lease(name),
-            self.keys.log(log),
-            self.keys.members(),
-        ]
-    }
-
-    async fn members_now(&self) -> Result<Vec<Member>, StoreError> {
-        let members = self.keys.members();
-        let smembers = |client: Client| async move { client.smembers(members).await };
-        let limit = self.command_timeout;
-        let reply = self.commands.call(limit, IfDropped::Keep, smembers).await?;
-        let leases = reply::lease_keys(reply).map_err(self.malformed("SMEMBERS"))?;
-        if leases.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut keys = vec![self.keys.members()];
-        keys.extend(leases.iter().cloned());
-        let reply = self.eval(scripts::RECORDS, keys, Vec::new()).await?;
-        let records =
-            reply::records(reply, leases.len()).map_err(self.malformed("EVAL (records)"))?;
-        let member = |(key, record): (String, Option<Bytes>)| {
-            let name = self.keys.lease_name(&key)?.to_owned();
-            record.map(|record| Member { name, record })
+    /// Whether the last entry that the server took from us is still in `log`.
+    async fn has_its_end(&self, log: &str) -> Result<bool, StoreError> {
+        let Some(end) = lock(&self.ends).get(log).copied() else {
+            return Ok(true);
         };
-        Ok(leases.into_iter().zip(records).filter_map(member).collect())
+        let (key, id) = (self.keys.log(log), format!("{end}-0"));
+        let xrange = |client: Client| {
+            let (key, first, last) = (key.clone(), id.clone(), id.clone());
+            async move { client.xrange(key, first, last, None).await }
+        };
+        let slot = self.keys.log_slot(log);
+        let found: Value = self.servers.quick(slot, xrange).await?;
+        Ok(found.array_len().unwrap_or_default() > 0)
     }
 
     async fn append_now(
@@ -155,25 +228,35 @@ impl RedisStore {
     ) -> Result<(), StoreError> {
         let mut create = create;
         for part in parts(entries) {
-            let reply = self
-                .eval(
-                    scripts::APPEND,
-                    vec![self.keys.log(log)],
-                    append_args(part, create, ttl),
-                )
-                .await?;
-            match reply {
-                Value::Integer(1) => {}
-                Value::Integer(0) => {
-                    let log = log.to_owned();
-                    return Err(StoreError::LogLost { log });
-                }
-                _ => return Err(self.malformed("EVAL (append)")(Malformed)),
+            let keys = vec![self.keys.log(log)];
+            let args = append_args(part, create, ttl);
+            let slot = self.keys.log_slot(log);
+            let reply = self.eval(scripts::APPEND, slot, keys, args).await?;
+            if !reply::flag(&reply).map_err(self.malformed("EVAL (append)"))? {
+                lock(&self.ends).remove(log);
+                let log = log.to_owned();
+                return Err(StoreError::LogLost { log });
+            }
+            if let Some(last) = part.last() {
+                self.note_end(log, last.sequence);
             }
             // A log that is lost between two parts must not begin in its middle.
             create = false;
         }
         Ok(())
+    }
+
+    fn note_end(&self, log: &str, sequence: u64) {
+        let mut ends = lock(&self.ends);
+        match ends.get_mut(log) {
+            Some(end) => *end = sequence.max(*end),
+            None => {
+                if ends.len() == ENDS_MAX {
+                    ends.clear();
+                }
+                ends.insert(log.to_owned(), sequence);
+            }
+        }
     }
 
     async fn read_now(
@@ -187,64 +270,35 @@ impl RedisStore {
             sleep(wait).await;
             return Ok(Vec::new());
         }
-        let begun = Instant::now();
-        let reply = match timeout(wait, self.reading.lock()).await {
-            Ok(_reading) => {
-                let wait = wait.saturating_sub(begun.elapsed());
-                self.xread(&self.reads, cursors, limit, wait).await
-            }
-            // Another reader has the connection for longer than we may wait.
-            Err(_) => {
-                self.xread(&self.commands, cursors, limit, Duration::ZERO)
-                    .await
-            }
+        let request = Request {
+            servers: &self.servers,
+            keys: &self.keys,
+            cursors,
+            limit,
+            timeout: self.command_timeout,
         };
-        reply::logs(reply?, &self.keys).map_err(self.malformed("XREAD"))
-    }
-
-    async fn xread(
-        &self,
-        link: &Link,
-        cursors: &[LogCursor],
-        limit: usize,
-        wait: Duration,
-    ) -> Result<Value, StoreError> {
-        let asked = self.read_entries.load(Ordering::Relaxed);
-        let count = limit.min((asked / cursors.len()).max(1)) as u64;
-        let keys: Vec<_> = cursors.iter().map(|c| self.keys.log(&c.log)).collect();
-        let ids: Vec<_> = cursors.iter().map(|c| after(c.after)).collect();
-        let block = (!wait.is_zero()).then(|| milliseconds(wait) as u64);
-        let if_dropped = match block {
-            Some(_) => IfDropped::Close,
-            None => IfDropped::Keep,
-        };
-        let xread =
-            |client: Client| async move { client.xread(Some(count), block, keys, ids).await };
-        let limit = wait + self.command_timeout;
-        let begun = Instant::now();
-        let reply = link.call(limit, if_dropped, xread).await;
-        // A reply may be too large for the time-out: ask for less next time, until it fits.
-        let next = match reply {
-            Err(_) if begun.elapsed() >= limit => (asked / 2).max(1),
-            _ => (asked * 2).min(READ_ENTRIES),
-        };
-        self.read_entries.store(next, Ordering::Relaxed);
-        reply
+        self.reads.read(&request, wait).await
     }
 
     async fn leave_now(&self, name: &str, log: &str) -> Result<(), StoreError> {
-        let keys = self.lease_and_log(name, log);
-        self.eval(scripts::LEAVE, keys, Vec::new()).await?;
-        Ok(())
+        lock(&self.joined).remove(name);
+        lock(&self.ends).remove(log);
+        let keys = self.lease_keys(name);
+        let key = self.keys.log(log);
+        let unlink = |client: Client| {
+            let key = key.clone();
+            async move { client.unlink(key).await.map(|_: Value| ()) }
+        };
+        let left = self.eval(scripts::LEAVE, self.keys.lease_slot(), keys, Vec::new());
+        let unlinked = self.servers.quick(self.keys.log_slot(log), unlink);
+        let (left, unlinked) = tokio::join!(left, unlinked);
+        left.and(unlinked)
     }
 
     async fn retire_now(&self, log: &str, ttl: Duration) -> Result<(), StoreError> {
-        let key = self.keys.log(log);
-        let ttl = milliseconds(ttl);
-        let pexpire = |client: Client| async move { client.pexpire(key, ttl, None).await };
-        let limit = self.command_timeout;
-        let reply = self.commands.call(limit, IfDropped::Keep, pexpire).await;
-        reply.map(|_: Value| ())
+        lock(&self.ends).remove(log);
+        let (slot, key) = (self.keys.log_slot(log), self.keys.log(log));
+        self.expire(slot, &key, ttl).await.map(drop)
     }
 }
 
@@ -264,7 +318,7 @@ impl MetadataStore for RedisStore {
     }
 
     fn members(&self) -> BoxFuture<'_, Result<Vec<Member>, StoreError>> {
-        Box::pin(self.members_now())
+        Box::pin(self.members.list(&self.servers, &self.keys, &self.address))
     }
 
     fn append<'a>(
@@ -297,19 +351,25 @@ impl fmt::Debug for RedisStore {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// For the server, which counts whole milliseconds and refuses 0.
 fn milliseconds(time: Duration) -> i64 {
     let whole = time.min(MAX_TTL).as_nanos().div_ceil(1_000_000);
     i64::try_from(whole).unwrap_or(i64::MAX).max(1)
 }
 
-/// The greatest stream ID of sequence number `sequence`.
-fn after(sequence: u64) -> XID {
-    XID::Manual(format!("{sequence}-{}", u64::MAX).into())
-}
-
 fn append_args(entries: &[LogEntry], create: bool, ttl: Duration) -> Vec<Value> {
-    let mut args = vec![i64::from(create).into(), milliseconds(ttl).into()];
+    let before = entries
+        .first()
+        .map_or(0, |first| first.sequence.saturating_sub(1));
+    let mut args: Vec<Value> = vec![
+        i64::from(create).into(),
+        milliseconds(ttl).into(),
+        before.to_string().into(),
+    ];
     for entry in entries {
         args.push(entry.sequence.to_string().into());
         args.push(Value::Bytes(entry.bytes.clone()));

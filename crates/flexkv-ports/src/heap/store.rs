@@ -40,8 +40,10 @@ struct Lease {
 }
 
 struct Log {
-    /// The highest sequence number ever appended.
+    /// The sequence number of the last entry.
     last: u64,
+    /// The highest sequence number ever appended.
+    appended: u64,
     entries: VecDeque<LogEntry>,
     expires: Instant,
 }
@@ -69,6 +71,15 @@ impl HeapStore {
         }
     }
 
+    /// Forgets a log's entries after `sequence`, as failing over to a replica does that had not
+    /// received them yet.
+    pub fn rewind_log(&self, log: &str, sequence: u64) {
+        if let Some(log) = self.content().logs.get_mut(log) {
+            log.entries.retain(|entry| entry.sequence <= sequence);
+            log.last = log.last.min(sequence);
+        }
+    }
+
     /// What has not expired.
     fn content(&self) -> MutexGuard<'_, Content> {
         let now = Instant::now();
@@ -85,7 +96,7 @@ impl HeapStore {
         let lease = Lease { record, expires };
         let lease_kept = content.leases.insert(name.to_owned(), lease).is_some();
         let log = content.logs.get_mut(log);
-        let log_kept = log.is_some();
+        let log_kept = log.as_ref().is_some_and(|log| log.last == log.appended);
         if let Some(log) = log {
             log.expires = expires;
         }
@@ -158,6 +169,7 @@ impl Log {
     fn new(ttl: Duration) -> Self {
         Self {
             last: 0,
+            appended: 0,
             entries: VecDeque::new(),
             expires: after(ttl),
         }
@@ -172,6 +184,7 @@ impl Log {
         for entry in entries {
             if entry.sequence > self.last {
                 self.last = entry.sequence;
+                self.appended = self.appended.max(entry.sequence);
                 self.entries.push_back(entry.clone());
             }
         }
@@ -253,3 +266,6 @@ impl std::fmt::Debug for HeapStore {
         write!(f, "HeapStore({leases} leases, {logs} logs)")
     }
 }
+
+#[cfg(test)]
+mod tests;

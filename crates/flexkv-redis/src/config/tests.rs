@@ -22,6 +22,15 @@ fn takes_redis_urls() {
         assert_eq!(config.address(), address, "{url}");
         assert_eq!(config.server.database, database, "{url}");
     }
+    for (url, address) in [
+        ("redis-cluster://a:1?node=b:2", "b:2,a:1"),
+        (
+            "redis-sentinel://a:1/3?sentinelServiceName=main&node=b:2",
+            "b:2,a:1 (sentinels of main)",
+        ),
+    ] {
+        assert_eq!(config(url, "c").expect(url).address(), address, "{url}");
+    }
     let config = config("redis://me:p%40ss@cache", "c").expect("credentials");
     assert_eq!(config.server.username.as_deref(), Some("me"));
     assert_eq!(config.server.password.as_deref(), Some("p@ss"));
@@ -31,8 +40,10 @@ fn takes_redis_urls() {
 fn refuses_other_urls_and_says_why() {
     for (url, why) in [
         ("cache:6379", "no scheme"),
-        ("rediss://cache", "TLS (rediss) is not supported"),
-        ("redis-cluster://cache", "scheme `redis-cluster`"),
+        ("http://cache", "scheme `http` is not supported"),
+        ("redisss://cache", "scheme `redisss` is not supported"),
+        ("redis-cluster://cache:1/2", "a cluster has no databases"),
+        ("redis-sentinel://cache:1", "service name"),
         ("redis://", "host"),
         ("redis://cache:99999", "port"),
         ("redis://cache/1/2", "database"),

@@ -3,7 +3,7 @@
 use flexkv_ports::StoreError;
 use fred::error::{Error, ErrorKind};
 
-use super::{is_demoted, sort};
+use super::{costs_the_connection, sort};
 
 fn sorted(kind: ErrorKind, details: &'static str) -> &'static str {
     match sort("cache:6379", &Error::new(kind, details)) {
@@ -72,10 +72,10 @@ fn the_message_names_the_server() {
 }
 
 #[test]
-fn only_a_replica_is_demoted() {
+fn only_a_replica_costs_the_connection() {
     let error = |details| Error::new(ErrorKind::Unknown, details);
-    assert!(is_demoted(&error(
+    assert!(costs_the_connection(&error(
         "READONLY You can't write against a read only replica."
     )));
-    assert!(!is_demoted(&error("OOM command not allowed")));
+    assert!(!costs_the_connection(&error("OOM command not allowed")));
 }

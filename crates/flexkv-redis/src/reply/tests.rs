@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use flexkv_block::NamespaceId;
-use flexkv_ports::{LogEntry, LogRead, Renewal};
+use flexkv_ports::{LogEntry, LogRead};
 use fred::types::Value;
 
-use super::{Malformed, lease_keys, logs, records, renewal};
+use super::{Malformed, flag, lease_keys, logs, values};
 use crate::keys::Keys;
 
 fn text(text: &str) -> Value {
@@ -21,21 +21,11 @@ fn keys() -> Keys {
 }
 
 #[test]
-fn renewals() {
-    let kept = |lease_kept, log_kept| Renewal {
-        lease_kept,
-        log_kept,
-    };
-    for (lease, log, expected) in [
-        (1, 1, Ok(kept(true, true))),
-        (1, 0, Ok(kept(true, false))),
-        (0, 0, Ok(kept(false, false))),
-    ] {
-        let reply = array([Value::Integer(lease), Value::Integer(log)]);
-        assert_eq!(renewal(reply), expected);
-    }
-    for reply in [Value::Null, array([]), array([text("1"), text("1")])] {
-        assert_eq!(renewal(reply), Err(Malformed));
+fn flags() {
+    assert_eq!(flag(&Value::Integer(0)), Ok(false));
+    assert_eq!(flag(&Value::Integer(1)), Ok(true));
+    for reply in [Value::Null, Value::Integer(2), text("1"), array([])] {
+        assert_eq!(flag(&reply), Err(Malformed), "{reply:?}");
     }
 }
 
@@ -45,15 +35,13 @@ fn members() {
     assert_eq!(lease_keys(array([text("a")])), Ok(vec!["a".to_owned()]));
     assert_eq!(lease_keys(Value::Integer(1)), Err(Malformed));
     let some = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
-    let reply = array([Value::Integer(3), text("x"), Value::Null, text("z")]);
-    assert_eq!(records(reply, 3), Ok(vec![some("x"), None, some("z")]));
-    let cut = array([Value::Integer(3), text("x")]);
-    assert_eq!(records(cut, 3), Ok(vec![some("x"), None, None]));
-    assert_eq!(records(array([]), 0), Err(Malformed));
-    assert_eq!(
-        records(array([Value::Integer(0), text("x")]), 0),
-        Err(Malformed)
-    );
+    let reply = || array([text("x"), Value::Null, text("z")]);
+    assert_eq!(values(reply(), 3), Ok(vec![some("x"), None, some("z")]));
+    assert_eq!(values(reply(), 2), Err(Malformed));
+    assert_eq!(values(text("x"), 1), Ok(vec![some("x")]));
+    assert_eq!(values(Value::Null, 1), Ok(vec![None]));
+    assert_eq!(values(Value::Null, 2), Err(Malformed));
+    assert_eq!(values(Value::Integer(1), 1), Err(Malformed));
 }
 
 #[test]

@@ -129,7 +129,7 @@ async fn everything_expires_and_members_are_cleaned_up() {
     {
         let left = tell(&server, &format!("PTTL {key}")).await;
         let left: i64 = left.trim_start_matches(':').parse().expect("a time");
-        let set = key.ends_with(":members");
+        let set = key.ends_with(":members") || key.ends_with(":joins");
         assert!(
             left > 0 && (set || left <= 300),
             "{key} expires in {left} ms"
@@ -215,7 +215,8 @@ async fn foreign_entries_do_not_stop_a_reader() {
         .append("l", &entries(1..2, 0), true, LONG)
         .await
         .expect("append");
-    let key = "flexkv:{it:00000000000000000000000000000001}:log:l";
+    let keys = tell(&server, "KEYS *:log:l").await;
+    let key = keys.lines().last().expect("a key");
     for id in ["2-0", "2-7"] {
         tell(&server, &format!("XADD {key} {id} a b c d")).await;
     }
@@ -362,4 +363,47 @@ async fn a_user_without_rights_is_denied() {
     assert_eq!(sequences(&store, "l", 0).await, []);
     let error = store.renew("n", Bytes::new(), "l", LONG).await;
     assert!(matches!(error, Err(StoreError::Denied { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_renewal_tells_that_the_end_of_a_log_was_lost() {
+    let server = server().await;
+    let store = store(&server).await;
+    let kept = async || {
+        let renewed = store.renew("n", Bytes::new(), "l", LONG).await;
+        renewed.expect("renew").log_kept
+    };
+    store
+        .append("l", &entries(1..6, 0), true, LONG)
+        .await
+        .expect("append");
+    assert!(kept().await);
+    let keys = tell(&server, "KEYS *:log:l").await;
+    let key = keys.lines().last().expect("a key");
+    assert_eq!(tell(&server, &format!("XDEL {key} 4-0 5-0")).await, ":2");
+    assert!(!kept().await);
+    let lost = store.append("l", &entries(6..7, 0), false, LONG).await;
+    assert!(matches!(lost, Err(StoreError::LogLost { .. })), "{lost:?}");
+}
+
+#[tokio::test]
+async fn members_are_found_again_when_their_list_was_lost() {
+    let server = server().await;
+    let (other, store) = (store(&server).await, store(&server).await);
+    for name in ["a", "b"] {
+        let renewed = store.renew(name, Bytes::from(name), "l", LONG).await;
+        renewed.expect("renew");
+    }
+    assert_eq!(names(&other).await, ["a", "b"]);
+    let renewed = store.renew("c", Bytes::new(), "l", LONG).await;
+    renewed.expect("renew");
+    assert_eq!(names(&other).await, ["a", "b", "c"], "someone joined");
+    store.leave("a", "l").await.expect("leave");
+    assert_eq!(names(&other).await, ["b", "c"], "someone left");
+    let joins = format!("DEL flexkv:{{it:{:032x}}}:joins", 1);
+    assert_eq!(tell(&server, &joins).await, ":1");
+    let renewed = other.renew("d", Bytes::new(), "l", LONG).await;
+    renewed.expect("renew");
+    assert_eq!(names(&store).await, ["b", "c", "d"]);
+    assert_eq!(names(&other).await, ["b", "c", "d"]);
 }
