@@ -16,5 +16,5 @@ mod session;
 mod transport;
 pub mod wire;
 
-pub use server::{ServerConfig, TcpServer};
+pub use server::{Served, ServerConfig, TcpServer};
 pub use transport::{TcpTransport, TransportConfig};

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -57,6 +58,29 @@ impl ServerConfig {
     }
 }
 
+/// What an owner has sent to its peers since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Counts what all connections send.
+#[derive(Default)]
+pub(crate) struct Tally {
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn add(&self, blocks: u64, bytes: u64) {
+        self.blocks.fetch_add(blocks, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// The owner's half of the TCP transport. Dropping it closes all connections and waits for their
 /// threads, which takes no longer than they need to notice.
 pub struct TcpServer {
@@ -70,6 +94,7 @@ pub struct TcpServer {
 struct Shared {
     tier: Arc<dyn BlockTier>,
     config: ServerConfig,
+    served: Arc<Tally>,
     state: Mutex<State>,
     stopping: Condvar,
 }
@@ -105,6 +130,7 @@ impl TcpServer {
         let shared = Arc::new(Shared {
             tier,
             config,
+            served: Arc::default(),
             state: Mutex::default(),
             stopping: Condvar::new(),
         });
@@ -134,6 +160,15 @@ impl TcpServer {
     /// Connections open now.
     pub fn connections(&self) -> usize {
         self.shared.lock().open.len()
+    }
+
+    /// Tells what has been sent to peers so far, also once the server has been dropped.
+    pub fn count_served(&self) -> impl Fn() -> Served + Send + Sync + use<> {
+        let served = self.shared.served.clone();
+        move || Served {
+            blocks: served.blocks.load(Ordering::Relaxed),
+            bytes: served.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Closes all connections and waits for their threads; the same as dropping it.
@@ -236,7 +271,7 @@ struct Registered {
 impl Registered {
     fn serve(self, stream: Arc<TcpStream>, peer: SocketAddr, admitted: bool) {
         let shared = self.shared.clone();
-        let session = Session::new(&stream, &*shared.tier, &shared.config);
+        let session = Session::new(&stream, &*shared.tier, &shared.config, &shared.served);
         let (result, held) = session.run(admitted);
         if let Err(error) = result {
             tracing::debug!(%error, %peer, "connection ended");

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::deadline::{self, Timed};
 use crate::foreign::{self, Cursor};
-use crate::server::ServerConfig;
+use crate::server::{ServerConfig, Tally};
 use crate::wire::{
     ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, HELLO_BYTES, Hello, MAX_COUNT, REQUEST_BYTES,
     RESPONSE_BYTES, Refusal, Request, RequestKind, Response, VERSION, Welcome, WireError,
@@ -55,6 +55,7 @@ pub(crate) struct Session<'a> {
     stream: &'a TcpStream,
     tier: &'a dyn BlockTier,
     config: &'a ServerConfig,
+    served: &'a Tally,
     inbox: Inbox,
     last_id: u32,
     held: VecDeque<Held>,
@@ -74,11 +75,13 @@ impl<'a> Session<'a> {
         stream: &'a TcpStream,
         tier: &'a dyn BlockTier,
         config: &'a ServerConfig,
+        served: &'a Tally,
     ) -> Self {
         Self {
             stream,
             tier,
             config,
+            served,
             inbox: Inbox::new(),
             last_id: 0,
             held: VecDeque::new(),
@@ -226,15 +229,19 @@ impl<'a> Session<'a> {
             .any(|pin| file(pin, least).is_some());
         let head = head(id, held, &blocks);
         let pins: Vec<_> = blocks.into_iter().flatten().collect();
+        let count = pins.len() as u64;
+        let bytes = pins.iter().map(|pin| pin.bytes().len() as u64).sum();
         let mut writing = Timed::writing(self.stream, until);
         if !held {
             send_copied(&mut writing, &head, &pins)?;
+            self.served.add(count, bytes);
             return Ok(());
         }
         // Held before the first byte goes out, so that they are even if sending fails half-way.
         self.held.push_back(Held { id, until, pins });
         let pins = self.held.back().map_or(&[][..], |held| &held.pins);
         send_referred(&mut writing, &head, pins, least)?;
+        self.served.add(count, bytes);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use flexkv_block::Location;
 use flexkv_ports::{BlockTier, Eviction};
 use flexkv_tcp::wire::{Entry, Request, RequestKind, WELCOME_BYTES};
-use flexkv_tcp::{ServerConfig, TcpServer};
+use flexkv_tcp::{Served, ServerConfig, TcpServer};
 use proptest::prelude::*;
 
 use crate::support::{
@@ -16,6 +16,8 @@ use crate::support::{
 };
 
 const BYTES: usize = 4 << 20;
+/// How long readers wait where that is not what is tested.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn fetch(id: u32, released: u32, blocks: &[(Location, u32)], patience: Duration) -> Vec<u8> {
     let request = Request {
@@ -78,6 +80,31 @@ async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
         }
         eventually("the connection is closed", || server.connections() == 0).await;
         drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_is_counted() {
+    for config in [ServerConfig::new(NAMESPACE), by_reference()] {
+        let bytes = 64 << 10;
+        let tier = FileTier::new(3, bytes);
+        let mut stored = store(&*tier, 3);
+        assert_eq!(tier.evict(stored[2].0), Eviction::Done);
+        let server = serve(tier, config);
+        let served = server.count_served();
+        assert_eq!(served(), Served::default());
+        stored.push((stored[0].0, 0));
+        let reader = Reader::new(4, bytes);
+        let outcomes = reader.outcomes(server.endpoint(), &stored, PATIENCE).await;
+        let found = outcomes.iter().filter(|outcome| is_fetched(outcome)).count();
+        assert_eq!(found, 3, "one of the four is no longer there");
+        let all = Served {
+            blocks: 3,
+            bytes: 3 * bytes as u64,
+        };
+        eventually("all is counted", || served() == all).await;
+        drop(server);
+        assert_eq!(served(), all);
     }
 }
 
