@@ -96,7 +96,10 @@ async fn what_was_sent_is_counted() {
         stored.push((stored[0].0, 0));
         let reader = Reader::new(4, bytes);
         let outcomes = reader.outcomes(server.endpoint(), &stored, PATIENCE).await;
-        let found = outcomes.iter().filter(|outcome| is_fetched(outcome)).count();
+        let found = outcomes
+            .iter()
+            .filter(|outcome| is_fetched(outcome))
+            .count();
         assert_eq!(found, 3, "one of the four is no longer there");
         let all = Served {
             blocks: 3,
