@@ -262,6 +262,12 @@ impl Package {
             .args(["-m", "pytest", "-p", "no:cacheprovider", "-rs"]);
         self.with(run.args(files).args(rest))?.run()
     }
+
+    /// Runs a program beside the tests with the Python of `venv`.
+    pub(crate) fn program(&self, venv: &Venv, file: &str, rest: &[String]) -> Result<()> {
+        let run = venv.program("python").args([&format!("{TESTS}/{file}")]);
+        self.with(run.args(rest))?.run()
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! `cargo xtask vllm`: the tests of the Python package on real vLLM, which runs on the CPU.
+//! `cargo xtask vllm`: the tests and the benchmark of the Python package on real vLLM, which runs on
+//! the CPU.
 //!
-//! Knows how vLLM gets into an environment; what the tests do is theirs.
+//! Knows how vLLM gets into an environment; what tests and benchmark do is theirs.
 
 use std::path::PathBuf;
 
@@ -23,6 +24,11 @@ use crate::shell::{self, Run, find, root, say};
 ///   cargo xtask vllm --full                with the real CUDA libraries, 6 GB, never called
 ///
 ///   cargo xtask vllm -- -k preemption      with arguments for pytest
+///
+///   cargo xtask vllm --bench               no tests, but what the connector costs and gains, beside
+///                                          vLLM alone and its ExampleConnector; 15 minutes
+///
+///   cargo xtask vllm --bench -- --part hits --json rows.json
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -32,7 +38,10 @@ pub(crate) struct Args {
     /// Install the real CUDA libraries, into an environment of its own
     #[arg(long)]
     full: bool,
-    /// Arguments for pytest
+    /// Measure instead of testing
+    #[arg(long, conflicts_with = "short")]
+    bench: bool,
+    /// Arguments for pytest, or for the benchmark
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -55,6 +64,8 @@ const EXCLUDED: &[&str] = &[
     "nvidia-nccl-cu13",
     "nvidia-nvshmem-cu13",
 ];
+/// Of such a size that a prompt of 3,500 tokens takes a core some seconds.
+const BENCH_MODEL: &[&str] = &["--hidden=1024", "--layers=6"];
 /// The one test on vLLM that --short keeps; pytest fails if there is no such test.
 const SHORT: &str = "python/tests/test_vllm.py::test_a_fresh_engine_loads_all_full_blocks[own]";
 
@@ -67,7 +78,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         shell::timed(|| Package::install(&python::environment()?, Profile::Release));
     let package = package?;
     package.check(&venv)?;
-    let model = model(&venv)?;
+    if args.bench {
+        let model = model(&venv, "bench-model", BENCH_MODEL)?;
+        let mut words = vec![model.to_string_lossy().into_owned()];
+        words.extend_from_slice(&args.rest);
+        return package.program(&venv, "bench_vllm.py", &words);
+    }
+    let model = model(&venv, "tiny-model", &[])?;
     let mut files = python::files(!args.short)?;
     if args.short {
         files.push(SHORT.to_owned());
@@ -85,11 +102,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     outcome
 }
 
-/// Makes the small model, or finds it made.
-fn model(venv: &Venv) -> Result<PathBuf> {
-    let path = python::cache()?.join("tiny-model");
+/// Makes a model with random weights, or finds it made.
+fn model(venv: &Venv, name: &str, options: &[&str]) -> Result<PathBuf> {
+    let path = python::cache()?.join(name);
     venv.program("python")
         .args(["python/tests/make_model.py", &path.to_string_lossy()])
+        .args(options)
         .run()?;
     Ok(path)
 }
