@@ -6,6 +6,7 @@
 mod report;
 mod request;
 mod scrape;
+mod sources;
 mod stream;
 mod workload;
 

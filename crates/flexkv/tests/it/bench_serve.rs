@@ -67,7 +67,11 @@ async fn chats_go_round_all_instances_and_go_on_with_the_answers() {
     });
     assert!(continued.count() > 10);
     let tokens: usize = prompts.iter().map(Vec::len).sum();
-    let hits = value(&rows, "hits, engine memory") + value(&rows, "hits, connector");
+    let sources = ["engine memory", "connector", "computed"];
+    let [memory, connector, computed] =
+        sources.map(|source| value(&rows, &format!("prompt tokens, {source}")));
+    let hits = memory + connector;
+    assert_eq!(computed, tokens as f64 - hits);
     assert!(
         (hits - tokens as f64 / 2.0).abs() <= 4.0,
         "{hits} of {tokens}"

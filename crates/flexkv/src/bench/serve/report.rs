@@ -5,24 +5,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::request::{Answer, Failure};
-use super::scrape::{
-    BY_SOURCE, CONNECTOR_HITS, Counts, ENGINE_HITS, OTHER_NODES_HITS, OWN_NODE_HITS,
-};
+use super::scrape::Counts;
 use super::share;
+use super::sources::{Comparison, Source, Sources, Told, comparisons, hits, sources};
 use crate::bench::{Better, Row};
 use crate::report::table;
 use crate::units::show_count;
 
 /// Kinds of failures that are told apart; others are only counted.
 const MOST_FAILURE_KINDS: usize = 20;
-
-/// Where hits can come from, as people and scripts call it, and the counter that tells.
-const SOURCES: [(&str, &str); 4] = [
-    ("engine memory", ENGINE_HITS),
-    ("connector", CONNECTOR_HITS),
-    ("own node", OWN_NODE_HITS),
-    ("other nodes", OTHER_NODES_HITS),
-];
 
 /// What one instance did.
 #[derive(Clone, Debug, Default)]
@@ -33,14 +24,10 @@ pub struct Traffic {
     pub requests: u64,
     /// Of these, the failed ones.
     pub failed: u64,
-    /// Tokens of the answered prompts.
-    pub prompt_tokens: u64,
     /// Tokens of the answers.
     pub answer_tokens: u64,
-    /// Prompt tokens that were not computed, if its responses tell.
-    pub cached_tokens: Option<u64>,
-    /// Prompt tokens that came from the node, if its responses tell.
-    pub node_tokens: Option<u64>,
+    /// What its responses told of prompts.
+    pub told: Told,
     /// What its metrics counted meanwhile, if it has any.
     pub counts: Option<Counts>,
     first_token: Vec<Duration>,
@@ -50,26 +37,23 @@ pub struct Traffic {
 impl Traffic {
     /// Adds an answer.
     pub fn add(&mut self, answer: &Answer) {
-        self.prompt_tokens += answer.prompt_tokens;
         self.answer_tokens += answer.answer_tokens;
-        add_known(&mut self.cached_tokens, answer.cached_tokens);
-        add_known(&mut self.node_tokens, answer.node_tokens);
+        self.told.prompt_tokens += answer.prompt_tokens;
+        add_known(&mut self.told.cached_tokens, answer.cached_tokens);
+        add_known(&mut self.told.node_tokens, answer.node_tokens);
         self.first_token.push(answer.first_token);
         self.total.push(answer.total);
     }
 
-    fn counted(&self, name: &str) -> Option<f64> {
-        self.counts.as_ref()?.get(name)
+    /// Its prompt tokens by source; nothing if it does not tell.
+    fn sources(&self) -> Sources {
+        let counts = self.counts.as_ref();
+        counts.map_or_else(Sources::new, |counts| sources(counts, &self.told))
     }
 
-    /// Prompt tokens that were not computed, as the metrics tell.
-    fn hits(&self) -> Option<f64> {
-        let engine = self.counted(ENGINE_HITS);
-        let connector = self.counted(CONNECTOR_HITS);
-        if engine.is_none() && connector.is_none() {
-            return None;
-        }
-        Some(engine.unwrap_or_default() + connector.unwrap_or_default())
+    fn comparisons(&self) -> Vec<Comparison> {
+        let counts = self.counts.as_ref();
+        counts.map_or_else(Vec::new, |counts| comparisons(counts, &self.told))
     }
 }
 
@@ -149,10 +133,13 @@ impl Report {
         self.instances.iter().map(of).sum()
     }
 
-    /// The sum of what instances tell, if any does.
-    fn told(&self, of: impl Fn(&Traffic) -> Option<f64>) -> Option<f64> {
-        let told: Vec<f64> = self.instances.iter().filter_map(of).collect();
-        (!told.is_empty()).then(|| told.iter().sum())
+    /// Prompt tokens by source, of the instances that tell.
+    fn sources(&self) -> Sources {
+        let mut sums = Sources::new();
+        for (source, tokens) in self.instances.iter().flat_map(Traffic::sources) {
+            *sums.entry(source).or_default() += tokens;
+        }
+        sums
     }
 
     fn times(&self, of: impl Fn(&Traffic) -> &[Duration]) -> Vec<Duration> {
@@ -164,7 +151,7 @@ impl Report {
     /// All values, for scripts. What the instances do not tell is left out.
     pub fn rows(&self) -> Vec<Row> {
         let (lower, higher) = (Better::Lower, Better::Higher);
-        let prompt = self.sum(|traffic| traffic.prompt_tokens) as f64;
+        let prompt = self.sum(|traffic| traffic.told.prompt_tokens) as f64;
         let answer = self.sum(|traffic| traffic.answer_tokens) as f64;
         let answered = self.requests() - self.failed();
         let a_second = |count: f64| count / self.seconds.max(f64::MIN_POSITIVE);
@@ -183,41 +170,29 @@ impl Report {
         row("answers", a_second(answered as f64), "1/s", higher);
         row("prompt tokens", a_second(prompt), "tokens/s", higher);
         row("answer tokens", a_second(answer), "tokens/s", higher);
-        if let Some(hits) = self.told(Traffic::hits) {
-            row("hit rate", 100.0 * hits / prompt.max(1.0), "%", higher);
+        let sources = self.sources();
+        rows.extend(source_rows("", &sources));
+        for (source, tokens) in &sources {
+            let name = format!("share of prompt tokens, {}", source.name());
+            let share = 100.0 * tokens / sources.values().sum::<f64>().max(1.0);
+            rows.push(Row::new(name, share, "%", better(*source)));
         }
-        for (source, counter) in SOURCES {
-            if let Some(hits) = self.told(|traffic| traffic.counted(counter)) {
-                row(&format!("hits, {source}"), hits, "tokens", higher);
-            }
+        let compared: Vec<_> = self
+            .instances
+            .iter()
+            .flat_map(Traffic::comparisons)
+            .collect();
+        if !compared.is_empty() {
+            let most = compared
+                .iter()
+                .map(Comparison::difference)
+                .fold(0.0, f64::max);
+            let name = "counters disagree by";
+            rows.push(Row::new(name, most, "tokens", lower));
         }
-        for (source, tokens) in self.by_source() {
-            let better = if source == "local_compute" {
-                lower
-            } else {
-                higher
-            };
-            row(
-                &format!("prompt tokens, {source}"),
-                tokens,
-                "tokens",
-                better,
-            );
-        }
-        for (what, told) in [
-            (
-                "hits, told by responses",
-                self.told(|t| t.cached_tokens.map(|n| n as f64)),
-            ),
-            (
-                "hits of nodes, told by responses",
-                self.told(|t| t.node_tokens.map(|n| n as f64)),
-            ),
-        ] {
-            if let Some(tokens) = told {
-                row(what, tokens, "tokens", higher);
-            }
-        }
+        let mut row = |name: &str, value: f64, unit, better| {
+            rows.push(Row::new(name, value, unit, better));
+        };
         row("cut prompts", self.cut as f64, "requests", lower);
         row("not asked", self.not_asked as f64, "requests", lower);
         rows.push(Row::new("failed", self.failed() as f64, "requests", lower).target(0.0));
@@ -250,22 +225,9 @@ impl Report {
             let what = format!("time to first token, {which}");
             rows.push(row(&what, value, "ms", lower));
         }
-        for (source, counter) in SOURCES {
-            if let Some(hits) = traffic.counted(counter) {
-                rows.push(row(&format!("hits, {source}"), hits, "tokens", higher));
-            }
-        }
+        let of = format!("port {}: ", traffic.port);
+        rows.extend(source_rows(&of, &traffic.sources()));
         rows
-    }
-
-    fn by_source(&self) -> BTreeMap<String, f64> {
-        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-        for counts in self.instances.iter().filter_map(|t| t.counts.as_ref()) {
-            for (source, tokens) in counts.by_source() {
-                *sums.entry(source.to_owned()).or_default() += tokens;
-            }
-        }
-        sums
     }
 
     /// Tables for people: times, sources, instances. Why requests failed is told by `failures`.
@@ -301,7 +263,7 @@ impl Report {
             cells("end to end", &self.times(|t| &t.total)),
         ];
         let answered = self.requests() - self.failed();
-        let prompt = self.sum(|traffic| traffic.prompt_tokens) as f64 / self.seconds;
+        let prompt = self.sum(|traffic| traffic.told.prompt_tokens) as f64 / self.seconds;
         let answer = self.sum(|traffic| traffic.answer_tokens) as f64 / self.seconds;
         format!(
             "{}\n{answered} of {} requests answered in {:.1} s; a second: {:.2} answers, \
@@ -314,41 +276,53 @@ impl Report {
     }
 
     fn show_sources(&self) -> String {
-        let prompt = self.sum(|traffic| traffic.prompt_tokens) as f64;
+        let prompt = self.sum(|traffic| traffic.told.prompt_tokens) as f64;
         let row = |what: String, tokens: f64| {
             // Counters are whole numbers.
             vec![what, show_count(tokens as u64), share(tokens, prompt)]
         };
         let mut rows = vec![row("all".to_owned(), prompt)];
-        for (source, counter) in SOURCES {
-            if let Some(hits) = self.told(|traffic| traffic.counted(counter)) {
-                rows.push(row(format!("hits, {source}"), hits));
-            }
-        }
-        for (source, tokens) in self.by_source() {
-            rows.push(row(format!("{BY_SOURCE}: {source}"), tokens));
-        }
-        if let Some(tokens) = self.told(|t| t.cached_tokens.map(|n| n as f64)) {
-            rows.push(row("hits, told by responses".to_owned(), tokens));
+        for (source, tokens) in self.sources() {
+            rows.push(row(source.name().to_owned(), tokens));
         }
         if rows.len() == 1 {
-            rows.push(vec![
-                "the instances tell no hits".to_owned(),
-                String::new(),
-                String::new(),
-            ]);
+            let nothing = "the instances tell no sources".to_owned();
+            rows.push(vec![nothing, String::new(), String::new()]);
         }
-        table(&["prompt tokens", "tokens", "share"], rows)
+        let table = table(&["prompt tokens", "tokens", "share"], rows);
+        match self.show_comparisons() {
+            Some(compared) => format!("{table}\n{compared}"),
+            None => table,
+        }
+    }
+
+    /// Whether all who tell sources agree; nothing if there is nobody to compare with.
+    fn show_comparisons(&self) -> Option<String> {
+        let of = |traffic: &Traffic| {
+            let port = traffic.port;
+            let compared = traffic.comparisons().into_iter();
+            compared.map(move |each| (port, each)).collect::<Vec<_>>()
+        };
+        let compared: Vec<(u16, Comparison)> = self.instances.iter().flat_map(of).collect();
+        if compared.is_empty() {
+            return None;
+        }
+        let differing = compared.iter().filter(|(_, each)| each.difference() > 0.0);
+        let lines: Vec<String> = differing
+            .map(|(port, each)| format!("counters disagree at port {port}: {each}"))
+            .collect();
+        if lines.is_empty() {
+            return Some("all who tell these numbers agree".to_owned());
+        }
+        Some(lines.join("\n"))
     }
 
     fn show_instances(&self) -> String {
+        let all = self.sources();
         let rows = self.instances.iter().map(|traffic| {
             let mut times = traffic.first_token.clone();
             times.sort_unstable();
-            let hits = |counter| {
-                let hits = traffic.counted(counter);
-                hits.map_or_else(|| "-".to_owned(), |hits| show_count(hits as u64))
-            };
+            let sources = traffic.sources();
             let median = match times.as_slice() {
                 [] => "-".to_owned(),
                 times => format!("{:.1}", summary(times)[1].1),
@@ -359,9 +333,13 @@ impl Report {
                 share(traffic.requests as f64, self.requests() as f64),
                 show_count(traffic.failed),
                 median,
-                show_count(traffic.prompt_tokens),
+                show_count(traffic.told.prompt_tokens),
             ];
-            cells.extend(SOURCES.map(|(_, counter)| hits(counter)));
+            let told = |source| {
+                let tokens = sources.get(source);
+                tokens.map_or_else(|| "-".to_owned(), |tokens| show_count(*tokens as u64))
+            };
+            cells.extend(all.keys().map(told));
             cells
         });
         let mut header = vec![
@@ -372,8 +350,30 @@ impl Report {
             "TTFT p50",
             "prompt tokens",
         ];
-        header.extend(SOURCES.map(|(source, _)| source));
+        header.extend(all.keys().map(|source| source.name()));
         table(&header, rows.collect())
+    }
+}
+
+/// The hit rate and the tokens of each source, `of` an instance or all of them.
+fn source_rows(of: &str, sources: &Sources) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if !sources.is_empty() {
+        let rate = 100.0 * hits(sources) / sources.values().sum::<f64>().max(1.0);
+        rows.push(Row::new(format!("{of}hit rate"), rate, "%", Better::Higher));
+    }
+    rows.extend(sources.iter().map(|(source, tokens)| {
+        let name = format!("{of}prompt tokens, {}", source.name());
+        Row::new(name, *tokens, "tokens", better(*source))
+    }));
+    rows
+}
+
+/// Which way the tokens of `source` should go.
+fn better(source: Source) -> Better {
+    match source {
+        Source::Computed => Better::Lower,
+        _ => Better::Higher,
     }
 }
 

@@ -64,11 +64,9 @@ impl Counts {
         self.0.get(name).copied()
     }
 
-    /// Prompt tokens by source.
-    pub fn by_source(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.0.iter().filter_map(|(key, value)| {
-            Some((key.strip_prefix(BY_SOURCE)?.strip_prefix('/')?, *value))
-        })
+    /// Prompt tokens of what vLLM calls `source`, if the instance tells.
+    pub fn by_source(&self, source: &str) -> Option<f64> {
+        self.get(&format!("{BY_SOURCE}/{source}"))
     }
 
     /// How much was counted since `before`. A counter that went back began anew.

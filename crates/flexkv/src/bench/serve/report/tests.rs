@@ -42,22 +42,38 @@ fn quantiles_are_of_all_instances() {
 }
 
 #[test]
-fn hits_are_told_by_source_and_instance() {
+fn prompts_are_told_by_source_and_instance() {
     let mut report = Report::new([1, 2].into_iter());
     for traffic in &mut report.instances {
         traffic.requests += 1;
         traffic.add(&answer(1));
     }
     assert_eq!(value(&report, "hit rate"), None);
-    assert!(report.show().contains("tell no hits"));
+    assert_eq!(value(&report, "counters disagree by"), None);
+    assert!(report.show().contains("tell no sources"));
     let text = "vllm:prefix_cache_hits_total 30\nvllm:external_prefix_cache_hits_total 20\n\
-                vllm:flexkv_hit_tokens_remote_total 15\n";
+                vllm:flexkv_hit_tokens_local_total 5\nvllm:flexkv_hit_tokens_remote_total 15\n";
+    report.instances[0].counts = Some(Counts::parse("vllm:prefix_cache_hits_total 10"));
     report.instances[1].counts = Some(Counts::parse(text));
-    assert_eq!(value(&report, "hit rate"), Some(25.0));
-    assert_eq!(value(&report, "hits, other nodes"), Some(15.0));
-    assert_eq!(value(&report, "hits, own node"), None);
-    assert_eq!(value(&report, "port 2: hits, connector"), Some(20.0));
-    assert_eq!(value(&report, "port 1: hits, connector"), None);
+    assert_eq!(value(&report, "hit rate"), Some(30.0));
+    assert_eq!(value(&report, "port 1: hit rate"), Some(10.0));
+    assert_eq!(value(&report, "port 2: hit rate"), Some(50.0));
+    assert_eq!(value(&report, "prompt tokens, engine memory"), Some(40.0));
+    assert_eq!(value(&report, "prompt tokens, other nodes"), Some(15.0));
+    assert_eq!(value(&report, "prompt tokens, connector"), None);
+    assert_eq!(value(&report, "prompt tokens, computed"), Some(140.0));
+    let share = value(&report, "share of prompt tokens, other nodes");
+    assert_eq!(share, Some(7.5));
+    let computed = value(&report, "port 1: prompt tokens, computed");
+    assert_eq!(computed, Some(90.0));
+    assert_eq!(value(&report, "port 1: prompt tokens, own node"), None);
+    assert_eq!(value(&report, "counters disagree by"), Some(0.0));
+    assert!(report.show().contains("all who tell these numbers agree"));
+
+    report.instances[1].told.node_tokens = Some(16);
+    assert_eq!(value(&report, "counters disagree by"), Some(4.0));
+    let said = "counters disagree at port 2: nodes: connector tells 20, responses 16";
+    assert!(report.show().contains(said), "{}", report.show());
 }
 
 #[test]
