@@ -29,6 +29,9 @@ class FakeAttachment:
         self.arrives: int | None = None
         """Only so many blocks arrive by the deadline."""
         self.remote = 0
+        self.evicted: list[bytes] = []
+        """What the next call of `removed` tells."""
+        self.lost = 0
         self.gone = False
         self.matches = 0
         self._numbers = itertools.count(1)
@@ -69,6 +72,12 @@ class FakeAttachment:
     def cancel(self, ticket: int) -> None:
         self._check()
         self.held.pop(ticket, None)
+
+    def removed(self) -> tuple[bytes, int]:
+        self._check()
+        told, lost = b"".join(self.evicted), self.lost
+        self.evicted, self.lost = [], 0
+        return told, lost
 
     def _check(self) -> None:
         if self.gone:

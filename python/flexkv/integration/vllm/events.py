@@ -1,33 +1,49 @@
 """KV events for routers: which blocks of a prompt the cache got, and which it no longer has.
 
-A block is announced once its store has ended well. The node does not tell engines what it evicts:
-a removal is announced when a lookup finds a block missing that was announced before. Knows nothing
-of how blocks are stored.
+A block is announced once its store has ended well, and announced to be removed when the node tells
+so of any of its shards, when a lookup finds it missing, or when the node is gone. Knows nothing of
+how blocks are stored, nor of how the node tells.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 _MEDIUM = "CPU"
+_KEY_BYTES = 16
 _REMEMBERED = 1 << 16
 _KEPT = 1 << 12
+
+
+@dataclass(slots=True)
+class Offer:
+    """Blocks that are being stored: the event to be, and their keys by shard."""
+
+    event: Any
+    keys: list[bytes]
 
 
 class Announcer:
     """Gathers events between two calls of `take`."""
 
     def __init__(self, enabled: bool, tokens_per_block: int) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._tokens_per_block = tokens_per_block
-        self._announced: OrderedDict[bytes, Any] = OrderedDict()
+        self._announced: OrderedDict[bytes, tuple[Any, list[bytes]]] = OrderedDict()
+        """By the first shard's key: the hash that others know, and the other shards' keys."""
+        self._first: dict[bytes, bytes] = {}
+        """The first shard's key of a block, by those of the others."""
         self._events: list[Any] = []
 
-    def describe(self, request: Any, first: int, end: int) -> Any | None:
-        """The event for blocks `first..end` of `request`, to be given to `stored` when they are."""
+    def describe(self, request: Any, first: int, end: int, keys: list[bytes]) -> Offer | None:
+        """The offer of blocks `first..end` of `request`, to be given to `stored` when they are.
+
+        `keys` has, by shard, the keys of its blocks `..end`.
+        """
         hashes = getattr(request, "block_hashes", None)
-        if not self._enabled or not hashes or len(hashes) < end:
+        if not self.enabled or not hashes or len(hashes) < end:
             return None
         from vllm.distributed.kv_events import BlockStored
 
@@ -43,43 +59,58 @@ class Announcer:
             "medium": _MEDIUM,
             "lora_name": lora.lora_name if lora is not None else None,
         }
-        return BlockStored(**_known(BlockStored, values))
+        event = BlockStored(**_known(BlockStored, values))
+        return Offer(event, [shard[first * _KEY_BYTES :] for shard in keys])
 
-    def stored(self, event: Any | None, keys: bytes) -> None:
-        """The blocks of `event`, with these keys, are in the cache."""
-        if event is None or len(self._events) >= _KEPT:
+    def stored(self, offer: Offer | None) -> None:
+        """The blocks of `offer` are in the cache."""
+        if offer is None or len(self._events) >= _KEPT:
             return
-        self._events.append(event)
-        for index, external in enumerate(event.block_hashes):
-            self._announced[keys[16 * index : 16 * index + 16]] = external
+        self._events.append(offer.event)
+        shards = [_split(keys) for keys in offer.keys]
+        for external, first, *others in zip(offer.event.block_hashes, *shards, strict=True):
+            self._announced[first] = (external, others)
+            self._first.update(dict.fromkeys(others, first))
         while len(self._announced) > _REMEMBERED:
-            self._announced.popitem(last=False)
+            self._forget(next(iter(self._announced)))
 
     def missing(self, keys: bytes) -> None:
         """Blocks with these keys are not in the cache."""
         if not self._announced:
             return
-        parts = (keys[at : at + 16] for at in range(0, len(keys), 16))
-        gone = [self._announced.pop(key) for key in parts if key in self._announced]
-        if gone and len(self._events) < _KEPT:
-            from vllm.distributed.kv_events import BlockRemoved
-
-            values = {"block_hashes": gone, "medium": _MEDIUM}
-            self._events.append(BlockRemoved(**_known(BlockRemoved, values)))
+        gone = [self._forget(self._first.get(key, key)) for key in _split(keys)]
+        self._removed([external for external in gone if external is not None])
 
     def cleared(self) -> None:
         """Nothing that was announced can be found any more."""
-        gone, self._announced = list(self._announced.values()), OrderedDict()
-        if gone:
-            from vllm.distributed.kv_events import BlockRemoved
-
-            values = {"block_hashes": gone, "medium": _MEDIUM}
-            self._events.append(BlockRemoved(**_known(BlockRemoved, values)))
+        self._removed([external for external, _ in self._announced.values()])
+        self._announced.clear()
+        self._first.clear()
 
     def take(self) -> list[Any]:
         """The events since the last call."""
         events, self._events = self._events, []
         return events
+
+    def _forget(self, key: bytes) -> Any | None:
+        """The hash of the block with this key of the first shard, which counts as never announced
+        from now on."""
+        external, others = self._announced.pop(key, (None, []))
+        for other in others:
+            self._first.pop(other, None)
+        return external
+
+    def _removed(self, external: list[Any]) -> None:
+        if not external or len(self._events) >= _KEPT:
+            return
+        from vllm.distributed.kv_events import BlockRemoved
+
+        values = {"block_hashes": external, "medium": _MEDIUM}
+        self._events.append(BlockRemoved(**_known(BlockRemoved, values)))
+
+
+def _split(keys: bytes) -> list[bytes]:
+    return [keys[at : at + _KEY_BYTES] for at in range(0, len(keys), _KEY_BYTES)]
 
 
 def _known(event: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ COUNTERS: dict[str, str] = {
     "stored_bytes": "Bytes copied into the node's memory, all workers.",
     "stored_blocks": "Blocks offered to the node, those it held already included.",
     "failed_stores": "Stores that could not be completed.",
+    "lost_removals": "Removals of blocks that the node could not name in time, for KV events.",
 }
 
 

@@ -54,10 +54,15 @@ class SchedulerRole:
         plan.namespace, plan.block_bytes = self.deployment.namespace, self.deployment.block_bytes
         return plan
 
-    def reset(self) -> None:
-        """From now on nothing that was computed so far is found by this engine."""
+    def reset(self) -> bool:
+        """From now on nothing that was computed so far is found by this engine; False if a request
+        is just loading some of it.
+
+        What it computes from now on is found by no other engine: whoever resets one (as new
+        weights need) knows what has changed, and the cache does not.
+        """
         self._epoch = secrets.token_hex(8)
-        self.side.reset()
+        return self.side.reset()
 
     def close(self) -> None:
         """Gives back what the node holds for this engine."""

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from flexkv.integration.vllm.events import Announcer
+from flexkv.integration.vllm.events import Announcer, Offer
 from flexkv.integration.vllm.fetch import Fetch
 from flexkv.integration.vllm.metrics import Counters, FlexKVStats
 from flexkv.integration.vllm.plan import Load, Plan, Report, Save
@@ -63,7 +63,8 @@ class SchedulerSide:
         self._releases: list[str] = []
         self._jobs = itertools.count(1)
         self._steps = itertools.count(1)
-        self._open: dict[int, tuple[str, Any, bytes, list[int]]] = {}
+        self._open: dict[int, tuple[str, Offer | None, list[int]]] = {}
+        self._watched: Any = None
         self._idle = True
 
     # What vLLM asks for
@@ -164,13 +165,15 @@ class SchedulerSide:
         tracked = self._tracked.get(request.request_id)
         return dict(tracked.hits) if tracked is not None else {}
 
-    def reset(self) -> None:
-        """Nothing computed so far may be used or saved any more."""
+    def reset(self) -> bool:
+        """Nothing computed so far may be used or saved any more; False if some of it is just being
+        copied for a request, which will use it."""
         for tracked in self._tracked.values():
             tracked.release()
             tracked.keys = None
         self._saves.clear()
         self._announcer.cleared()
+        return not any(tracked.loading for tracked in self._tracked.values())
 
     def stats(self) -> FlexKVStats | None:
         """What was counted since the last call."""
@@ -178,6 +181,7 @@ class SchedulerSide:
 
     def events(self) -> list[Any]:
         """KV events since the last call."""
+        self._note_removals()
         return self._announcer.take()
 
     def close(self) -> None:
@@ -356,8 +360,8 @@ class SchedulerSide:
         keys = tracked.keys.leading(full, request.all_token_ids)
         job = next(self._jobs)
         saves.append(Save(job, request.request_id, keys, first, block_ids))
-        event = self._announcer.describe(request, first, full)
-        self._open[job] = (request.request_id, event, keys[0][first * KEY_BYTES :], [0, 0])
+        offer = self._announcer.describe(request, first, full, keys)
+        self._open[job] = (request.request_id, offer, [0, 0])
         tracked.open_saves.add(job)
         tracked.kept = full
         tracked.saved += full - first
@@ -367,17 +371,36 @@ class SchedulerSide:
         known = self._open.get(job)
         if known is None:
             return
-        name, event, keys, counts = known
+        name, offer, counts = known
         counts[0] += ended
         counts[1] += well
         if counts[0] < self._how.workers:
             return
         del self._open[job]
         if counts[1] == counts[0]:
-            self._announcer.stored(event, keys)
+            self._note_removals()  # so that what went before comes before
+            self._announcer.stored(offer)
         tracked = self._tracked.get(name)
         if tracked is not None:
             tracked.open_saves.discard(job)
+
+    def _note_removals(self) -> None:
+        """Takes note of what the node no longer holds; with a node goes all it held."""
+        if not self._announcer.enabled:
+            return
+        attachment = self._link.get()
+        if attachment is not self._watched:
+            self._announcer.cleared()
+            self._watched = attachment
+        if attachment is None:
+            return
+        try:
+            keys, lost = attachment.removed()
+        except Exception as error:
+            logger.debug("FlexKV: the node tells nothing of removals: %s", error)
+            return
+        self._announcer.missing(keys)
+        self._counters.add("lost_removals", lost)
 
     def _sent(self, name: str) -> None:
         """All saves of a finished request have ended; some workers can tell no more than that."""

@@ -210,10 +210,9 @@ class FlexKVConnectorV1Impl:
 
     @guarded(lambda: False)
     def reset_cache(self) -> bool | None:
-        """This engine finds nothing any more of what was computed so far."""
-        if self._scheduler is not None:
-            self._scheduler.reset()
-        return True
+        """This engine finds nothing any more of what was computed so far; False if a request is
+        just loading some of it."""
+        return self._scheduler.reset() if self._scheduler is not None else True
 
 
 def _scheduler_role(vllm_config: Any, kv_cache_config: Any | None) -> SchedulerRole | None:
