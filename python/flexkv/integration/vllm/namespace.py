@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexkv.integration.vllm import adapters
+
 _ISA_FLAGS = (
     "avx2",
     "avx512f",
@@ -22,6 +24,10 @@ _ISA_FLAGS = (
     "asimd",
     "sve",
 )
+
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
+"""Of a weight file: two models of the same shape differ in one of these places."""
 
 
 class Unsupported(RuntimeError):
@@ -107,12 +113,12 @@ def scope(request: Any, epoch: str) -> Scope | None:
     if getattr(request, "prompt_embeds", None) is not None or getattr(request, "resumable", False):
         return None
     lora = getattr(request, "lora_request", None)
-    named = f"{lora.lora_name}\0{getattr(lora, 'lora_path', '')}" if lora is not None else ""
+    adapter = adapters.identity(lora) if lora is not None else ""
     salt = getattr(request, "cache_salt", None) or ""
     if epoch:
         salt = f"{epoch}\0{salt}"
     images = _multimodal(request)
-    return None if images is None else Scope(lora=named, salt=salt, multimodal=images)
+    return None if images is None else Scope(lora=adapter, salt=salt, multimodal=images)
 
 
 def _multimodal(request: Any) -> tuple[bytes, ...] | None:
@@ -166,14 +172,19 @@ def _revision(model: Any) -> str:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Configuration and weight files of a local model, without reading the weights."""
+    """Configuration and weight files of a local model, with samples of the weights."""
     summary = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.name == "config.json":
             summary.update(path.read_bytes())
         elif path.suffix in (".safetensors", ".bin", ".pt", ".gguf"):
-            head = path.open("rb").read(1 << 16)
-            summary.update(f"{path.name} {path.stat().st_size}".encode() + head)
+            size = path.stat().st_size
+            summary.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                summary.update(file.read(1 << 16))
+                for part in range(1, _SAMPLES + 1):
+                    file.seek(max(0, size * part // _SAMPLES - _SAMPLE_BYTES))
+                    summary.update(file.read(_SAMPLE_BYTES))
     return summary.hexdigest()[:32]
 
 
