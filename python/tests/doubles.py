@@ -34,6 +34,8 @@ class FakeAttachment:
         self.lost = 0
         self.gone = False
         self.matches = 0
+        self.waited_s = 0.0
+        """How long callers have waited in vain."""
         self._numbers = itertools.count(1)
 
     def match(self, keys: bytes) -> tuple[int, int, int]:
@@ -46,7 +48,7 @@ class FakeAttachment:
             found.append(keys[at : at + 16])
         number = next(self._numbers)
         self.held[number] = found
-        return number, len(found), len(found)
+        return number, len(found), len(found) - min(self.remote, len(found))
 
     def launch(self, ticket: int, blocks: int, deadline_s: float) -> None:
         self._check()
@@ -63,7 +65,10 @@ class FakeAttachment:
         return [4096 * index for index in range(len(found))], len(found) - remote, remote
 
     def wait(self, ticket: int, timeout_s: float) -> tuple[list[int], int, int] | None:
-        return self.poll(ticket)
+        result = self.poll(ticket)
+        if result is None:
+            self.waited_s += timeout_s
+        return result
 
     def checksums(self, ticket: int) -> list[int]:
         self._check()

@@ -91,6 +91,31 @@ def test_vllm_asks_again_while_blocks_are_brought() -> None:
     assert world.node.matches == 1
 
 
+def test_lookups_hold_up_a_step_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.has(PROMPT, 4)
+    world.node.pending = 1000
+    monkeypatch.setattr(module.time, "monotonic", lambda: 100 + world.node.waited_s)
+    prompts = [Request(f"r{number}", PROMPT) for number in range(5)]
+    assert [world.side.matched(each, 0) for each in prompts] == [(None, False)] * 5
+    once = world.node.waited_s
+    assert once > 0
+    world.side.plan(Step().output())
+    assert [world.side.matched(each, 0) for each in prompts] == [(None, False)] * 5
+    assert world.node.waited_s == pytest.approx(2 * once)
+
+
+def test_while_requests_compute_nobody_waits_for_other_nodes() -> None:
+    world = World()
+    world.has(PROMPT, 4)
+    world.node.pending, world.node.remote = 1, 2
+    world.side.plan(Step(scheduled={"other": 1}).output())
+    request = Request("a", PROMPT)
+    assert world.side.matched(request, 0) == (None, False)
+    assert world.node.waited_s == 0
+    assert world.side.matched(request, 0) == (4 * BLOCK, True)
+
+
 def test_a_version_that_cannot_ask_again_waits() -> None:
     world = World(answers_later=False)
     world.has(PROMPT, 4)

@@ -14,13 +14,18 @@ _GRACE_S = 1.0
 class Fetch:
     """Blocks being brought into the node's arena, then pinned there."""
 
-    def __init__(self, attachment: Any, tickets: list[int], blocks: int, deadline_s: float) -> None:
+    def __init__(
+        self, attachment: Any, tickets: list[int], found: list[tuple[int, int]], deadline_s: float
+    ) -> None:
+        """`found` are a shard's leading blocks, and how many of them are in this host's node."""
         self._attachment = attachment
         self._tickets = tickets
         self._results: list[tuple[list[int], int, int] | None] = [None] * len(tickets)
         self._given_up = time.monotonic() + deadline_s + _GRACE_S
-        self.blocks = blocks
+        self.blocks = min(blocks for blocks, _ in found)
         """Leading blocks that every shard was said to have."""
+        self.here = min(self.blocks, *(here for _, here in found))
+        """How many of them nobody else need be asked for."""
         self.ready_since: float | None = None
 
     @classmethod
@@ -31,10 +36,10 @@ class Fetch:
         try:
             found = []
             for shard in keys:
-                ticket, blocks, _ = attachment.match(shard)
+                ticket, blocks, here = attachment.match(shard)
                 tickets.append(ticket)
-                found.append(blocks)
-            fetch = cls(attachment, tickets, min(found), deadline_s)
+                found.append((blocks, here))
+            fetch = cls(attachment, tickets, found, deadline_s)
             if fetch.blocks > wanted:
                 for ticket in tickets:
                     attachment.launch(ticket, fetch.blocks, deadline_s)

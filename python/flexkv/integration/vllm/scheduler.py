@@ -21,10 +21,9 @@ from flexkv.integration.vllm.requests import KEY_BYTES, KeysOf, Tracked
 
 logger = logging.getLogger("vllm.flexkv")
 
-_FIRST_WAIT_S = 0.002
-"""A lookup waits so long at once: blocks of this host are ready by then."""
-_IDLE_WAIT_S = 0.002
-"""A step that has nothing else to do waits so long instead of spinning."""
+_STEP_WAIT_S = 0.002
+"""All lookups between two steps wait so long together: for blocks of this host, which are ready by
+then, and for any if there is nothing else to do. More would hold up requests that compute."""
 _ASK_AGAIN_S = 0.1
 """A lookup that found nothing is repeated after this."""
 _HOLD_S = 10.0
@@ -66,6 +65,7 @@ class SchedulerSide:
         self._open: dict[int, tuple[str, Offer | None, list[int]]] = {}
         self._watched: Any = None
         self._idle = True
+        self._patience_s = _STEP_WAIT_S
 
     # What vLLM asks for
 
@@ -114,6 +114,7 @@ class SchedulerSide:
     def plan(self, output: Any) -> Plan:
         """What the workers do in the step that vLLM has just scheduled."""
         self._idle = output.total_num_scheduled_tokens == 0
+        self._patience_s = _STEP_WAIT_S
         plan = Plan(number=next(self._steps), idle=self._idle)
         plan.flush = self._preempted(output)
         plan.saves = self._saves
@@ -243,14 +244,15 @@ class SchedulerSide:
             self._missed(tracked, now)
             return 0, False
         tracked.fetch = fetch
-        fetch.poll(_FIRST_WAIT_S)
+        if fetch.here == fetch.blocks:
+            self._polled(fetch, self._patience_s)
         return None
 
     def _progress(self, tracked: Tracked, limit: int) -> tuple[int | None, bool]:
         """The answer for a prompt whose blocks are being brought, or are here."""
         fetch = tracked.fetch
         assert fetch is not None
-        wait_s = _IDLE_WAIT_S if self._idle else 0.0
+        wait_s = self._patience_s if self._idle else 0.0
         if not self._how.answers_later:
             wait_s = fetch.remaining_s()
         if not self._polled(fetch, wait_s):
@@ -266,12 +268,17 @@ class SchedulerSide:
 
     def _polled(self, fetch: Fetch, wait_s: float) -> bool:
         """Whether the fetch has ended; one whose node is gone has."""
+        if fetch.ready_since is not None:
+            return True
+        began = time.monotonic()
         try:
-            return fetch.ready_since is not None or fetch.poll(wait_s)
+            return fetch.poll(wait_s)
         except Exception as error:
             logger.warning("FlexKV: a fetch was lost: %s", error)
             fetch.release()
             return True
+        finally:
+            self._patience_s = max(0.0, self._patience_s - (time.monotonic() - began))
 
     def _checksums(self, fetch: Fetch, first: int, count: int) -> list[list[int]]:
         """Checksums of what is to be loaded. Without a node there are none, and the load fails at
