@@ -30,7 +30,8 @@ from servers import BLOCK, Instance, Redis, Serve, until
 SAME_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "auto", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
 # A prompt in one step, as `ExampleConnector` saves no more than the first.
 VLLM = ("--num-gpu-blocks-override=64", "--max-num-seqs=8", "--max-num-batched-tokens=4096")
-PLAIN, OURS, OTHER, LOADS, EXAMPLE = "plain", "flexkv", "flexkv, other node", "loads only", "example"
+PLAIN, OURS, OTHER = "vLLM alone", "our connector", "our connector, other node"
+LOADS, EXAMPLE = "our connector, saving off", "ExampleConnector"
 TTFT_TOKENS = 1000
 BURST = {"requests": 8, "at_once": 4, "tokens": 300, "answer": 16}
 HIT_TOKENS = 3500
@@ -71,7 +72,7 @@ class Figures:
         """Adds the median of `values`; `example` are those of vLLM's connector beside it."""
         row = Row(name, statistics.median(values), unit, better, target)
         if example:
-            row.peer, row.peer_value = "ExampleConnector", statistics.median(example)
+            row.peer, row.peer_value = EXAMPLE, statistics.median(example)
         self.rows.append(row)
         low, _, high = (
             statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
@@ -80,7 +81,7 @@ class Figures:
 
     def show(self) -> None:
         """Prints the table."""
-        head = ("what", "value", "quartiles (rounds)", "target", "ExampleConnector")
+        head = ("what", "value", "quartiles (rounds)", "target", EXAMPLE)
         lines = [head]
         for row, spread in zip(self.rows, self._spreads, strict=True):
             target = "" if row.target is None else f"{row.target:.4g} {row.unit}"
@@ -284,14 +285,15 @@ class Bench:
     def hits(self, rounds: int) -> None:
         """Time to the first token of prompts that were computed before, here or elsewhere."""
         first: dict[str, list[float]] = {
-            name: [] for name in ("computed", "remote", "local", "example")
+            name: [] for name in ("computed", "memory", "remote", "local", "example")
         }
         nodes: dict[str, list[float]] = {"remote": [], "local": []}
         threads: dict[str, list[float]] = {"remote": [], "local": []}
         gigabytes: dict[str, list[float]] = {"remote": [], "local": []}
         for _ in range(rounds):
             prompt = self._prompt(HIT_TOKENS)
-            first["computed"].append(ask(self.arms[PLAIN], prompt).first_s)
+            for way in ("computed", "memory"):
+                first[way].append(ask(self.arms[PLAIN], prompt).first_s)
             wanted = self._stored() + FULL
             ask(self.arms[OURS], prompt)
             until(lambda wanted=wanted: self._stored() == wanted, "all blocks are stored", 20)
@@ -310,6 +312,7 @@ class Bench:
             first["example"].append(ask(self.arms[EXAMPLE], prompt).first_s)
         name = f"TTFT, {HIT_TOKENS:,} tokens"
         self.figures.add(f"{name}, recomputed without connector", "s", first["computed"])
+        self.figures.add(f"{name}, the engine itself has them", "s", first["memory"])
         shorter = {
             way: [computed / hit for computed, hit in zip(first["computed"], each, strict=True)]
             for way, each in first.items()
@@ -327,7 +330,8 @@ class Bench:
             per_gb = [a / b for a, b in zip(nodes[way], gigabytes[way], strict=True)]
             self.figures.add(f"CPU of the nodes per loaded GB, {where}", "s/GB", per_gb)
             per_gb = [a / b for a, b in zip(threads[way], gigabytes[way], strict=True)]
-            self.figures.add(f"CPU of the connector's threads per loaded GB, {where}", "s/GB", per_gb)
+            name_threads = f"CPU of the connector's threads per loaded GB, {where}"
+            self.figures.add(name_threads, "s/GB", per_gb)
 
     def _hit(self, way: str, prompt: list[int]) -> float:
         """The time of a hit, having made sure that it was one."""
