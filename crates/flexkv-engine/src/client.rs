@@ -19,7 +19,7 @@ use self::connection::Connection;
 use crate::wire::{PlacedBlock, Reply, Request};
 
 /// A node that does not answer for so long, beyond the time the request itself may take, is gone.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// A session with the node of this host. Its futures are to be polled inside a tokio runtime; the
 /// one that attached must live on, as it reads the answers.

@@ -197,7 +197,13 @@ impl EngineServer {
 
     /// How many engines are attached now.
     pub fn sessions(&self) -> usize {
-        self.config.max_sessions - self.sessions.available_permits()
+        self.count_sessions()()
+    }
+
+    /// As [`Self::sessions`], to be called by others.
+    pub fn count_sessions(&self) -> impl Fn() -> usize + Send + Sync + use<> {
+        let (most, free) = (self.config.max_sessions, self.sessions.clone());
+        move || most - free.available_permits()
     }
 
     /// Takes no more engines, removes the socket, ends all sessions and releases their tickets.

@@ -28,7 +28,27 @@ pub(crate) struct Slot {
     checksum: AtomicU64,
 }
 
+/// What a slot is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Nothing,
+    Filling,
+    Block { pinned: bool },
+}
+
 impl Slot {
+    /// What the slot is used for just now.
+    pub(crate) fn used_for(&self) -> Use {
+        let word = self.word.load(Ordering::Relaxed);
+        match word & (FILLING | BLOCK) {
+            0 => Use::Nothing,
+            FILLING => Use::Filling,
+            _ => Use::Block {
+                pinned: word & PINS > 0,
+            },
+        }
+    }
+
     /// Free to filling. For the thread that took the slot off the free list.
     pub(crate) fn reserve(&self) {
         let word = self.word.load(Ordering::Relaxed);

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use crossbeam::queue::ArrayQueue;
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, SlotId, Tier};
 use flexkv_ports::{
-    BlockTier, Eviction, Memory, MemorySlice, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot,
+    BlockTier, Eviction, Memory, MemorySlice, PinRefusal, ReadSlot, SlotOwner, TierShape,
+    TierUsage, WriteSlot,
 };
 
 use crate::descriptor::{Descriptor, Descriptors};
 use crate::mapping::Mapping;
-use crate::slot::Slot;
+use crate::slot::{Slot, Use};
 use crate::{ArenaLayout, HostError};
 
 /// What an arena is to be like.
@@ -148,6 +149,21 @@ impl BlockTier for HostTier {
 
     fn free_slots(&self) -> usize {
         self.inner.free.len()
+    }
+
+    fn usage(&self) -> TierUsage {
+        let mut usage = TierUsage::default();
+        for slot in &self.inner.slots {
+            match slot.used_for() {
+                Use::Nothing => usage.free += 1,
+                Use::Filling => usage.filling += 1,
+                Use::Block { pinned } => {
+                    usage.blocks += 1;
+                    usage.pinned += usize::from(pinned);
+                }
+            }
+        }
+        usage
     }
 
     fn reserve(&self) -> Option<WriteSlot> {

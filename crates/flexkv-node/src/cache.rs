@@ -87,10 +87,6 @@ impl KvCache for Node {
 
     fn release(&self, ticket: Ticket) -> BoxFuture<'_, Result<(), CacheError>> {
         let released = self.shared.tickets.remove(ticket).map(drop);
-        self.shared
-            .counters
-            .tickets
-            .set(self.shared.tickets.len() as f64);
         Box::pin(std::future::ready(released))
     }
 
@@ -118,7 +114,9 @@ impl Shared {
         self.counters.looked_up_blocks.increment(keys.len() as u64);
         self.counters
             .missed(Miss::Absent, keys.len() - found.blocks);
-        let ticket = self.add(Holding::Match(keys[..found.blocks].into()));
+        let ticket = self
+            .tickets
+            .add(Holding::Match(keys[..found.blocks].into()));
         Ok(PrefixHit {
             ticket,
             blocks: found.blocks,
@@ -195,7 +193,7 @@ impl Shared {
             .iter()
             .map(|slot| slot.as_ref().map(|s| s.bytes().clone()))
             .collect();
-        let ticket = self.add(Holding::Grant(Granted {
+        let ticket = self.tickets.add(Holding::Grant(Granted {
             keys: keys.into(),
             first,
             slots,
@@ -231,12 +229,6 @@ impl Shared {
         let new = self.core.commit(self.now(), &keys, taken, &*self.tier);
         self.counters.stored_blocks.increment(new.len() as u64);
         Ok(())
-    }
-
-    fn add(&self, holding: Holding) -> Ticket {
-        let ticket = self.tickets.add(holding);
-        self.counters.tickets.set(self.tickets.len() as f64);
-        ticket
     }
 }
 

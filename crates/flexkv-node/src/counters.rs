@@ -49,6 +49,10 @@ pub(crate) struct Counters {
     pub(crate) peers: Gauge,
     pub(crate) resident_blocks: Gauge,
     pub(crate) tickets: Gauge,
+    pub(crate) free_slots: Gauge,
+    pub(crate) filling_slots: Gauge,
+    pub(crate) block_slots: Gauge,
+    pub(crate) pinned_slots: Gauge,
     pub(crate) publish_to_visible: Histogram,
 }
 
@@ -79,11 +83,21 @@ impl Registrar<'_> {
             .register_counter(&self.key(name, label), &METADATA)
     }
 
-    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+    fn gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Gauge {
         self.recorder
             .describe_gauge(name.into(), Some(Unit::Count), help.into());
         self.recorder
-            .register_gauge(&self.key(name, None), &METADATA)
+            .register_gauge(&self.key(name, label), &METADATA)
+    }
+
+    fn slots(&self, used_for: &'static str) -> Gauge {
+        let help = "Slots of the arena by what they are used for: nothing, being filled, a block";
+        self.gauge("flexkv_slots", help, Some(("use", used_for)))
     }
 
     fn miss(&self, reason: &'static str) -> Counter {
@@ -175,9 +189,17 @@ impl Counters {
             peer_resynced: at.peer("resynced"),
             peer_refused: at.peer("refused"),
             peer_troubled: at.peer("faulty_log"),
-            peers: at.gauge("flexkv_peers", "Peers whose blocks are known"),
-            resident_blocks: at.gauge("flexkv_resident_blocks", "Blocks this node holds"),
-            tickets: at.gauge("flexkv_tickets", "Tickets that engines hold"),
+            peers: at.gauge("flexkv_peers", "Peers whose blocks are known", None),
+            resident_blocks: at.gauge("flexkv_resident_blocks", "Blocks this node holds", None),
+            tickets: at.gauge("flexkv_tickets", "Tickets that engines hold", None),
+            free_slots: at.slots("free"),
+            filling_slots: at.slots("filling"),
+            block_slots: at.slots("block"),
+            pinned_slots: at.gauge(
+                "flexkv_pinned_slots",
+                "Slots whose block is being read, by engines or peers",
+                None,
+            ),
             publish_to_visible: recorder.register_histogram(&at.key(visible, None), &METADATA),
         }
     }

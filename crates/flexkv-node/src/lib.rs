@@ -176,6 +176,24 @@ impl Node {
         self.shared.tickets.len()
     }
 
+    /// Brings the gauges up to what is true now; for whoever is about to read them.
+    pub fn observe(&self) {
+        let Shared {
+            counters,
+            tickets,
+            tier,
+            ..
+        } = &*self.shared;
+        let usage = tier.usage();
+        counters.tickets.set(tickets.len() as f64);
+        counters.resident_blocks.set(self.blocks() as f64);
+        counters.peers.set(self.peers() as f64);
+        counters.free_slots.set(usage.free as f64);
+        counters.filling_slots.set(usage.filling as f64);
+        counters.block_slots.set(usage.blocks as f64);
+        counters.pinned_slots.set(usage.pinned as f64);
+    }
+
     /// Leaves the cluster: peers forget this node at once instead of after its lease. Loads end,
     /// all tickets are released.
     pub async fn stop(&self) {

@@ -206,13 +206,10 @@ fn settle(shared: &Shared, state: &mut State) {
     for event in state.follower.take_events() {
         note(shared, state, &event);
     }
-    let counters = &shared.counters;
-    counters.resident_blocks.set(state.residency.len() as f64);
     if state.follower.changes() != state.peers_shown {
         state.peers_shown = state.follower.changes();
         let peer = |(owner, record): (OwnerId, &Arc<NodeRecord>)| (owner, peer(shared, record));
         let peers: BTreeMap<OwnerId, Peer> = state.follower.peers().map(peer).collect();
-        counters.peers.set(peers.len() as f64);
         shared.peers.update(shared.now(), peers);
     }
 }

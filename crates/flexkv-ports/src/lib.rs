@@ -24,5 +24,7 @@ pub use heap::{HeapCache, HeapHub, HeapMemory, HeapStore, HeapTier, HeapTranspor
 pub use memory::{Memory, MemorySlice};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use removals::{RemovalFeed, Removals, Removed};
-pub use tier::{BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot};
+pub use tier::{
+    BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, TierUsage, WriteSlot,
+};
 pub use transport::{FetchOutcome, Fetched, Transport, Want};

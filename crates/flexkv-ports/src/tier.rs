@@ -21,6 +21,19 @@ pub struct TierShape {
     pub block_bytes: usize,
 }
 
+/// What the slots of a tier are used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierUsage {
+    /// Slots that hold nothing.
+    pub free: usize,
+    /// Slots being filled: granted to an engine, or waiting for bytes of a peer.
+    pub filling: usize,
+    /// Slots that hold a block.
+    pub blocks: usize,
+    /// How many of those blocks are being read.
+    pub pinned: usize,
+}
+
 /// Why a block cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinRefusal {
@@ -46,6 +59,9 @@ pub trait BlockTier: Send + Sync + 'static {
 
     /// Slots that hold nothing and are not being filled.
     fn free_slots(&self) -> usize;
+
+    /// What the slots are used for just now. Looks at every one of them: for reports alone.
+    fn usage(&self) -> TierUsage;
 
     /// Takes a free slot to fill; `None` if there is none. Nothing is ever evicted by itself.
     fn reserve(&self) -> Option<WriteSlot>;

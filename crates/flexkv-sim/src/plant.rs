@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flexkv_block::{BlockKey, Checksum, Location};
-use flexkv_ports::{BlockTier, Eviction, PinRefusal, ReadSlot, TierShape, WriteSlot};
+use flexkv_ports::{BlockTier, Eviction, PinRefusal, ReadSlot, TierShape, TierUsage, WriteSlot};
 
 /// A bug to plant into every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -51,6 +51,10 @@ impl BlockTier for Forgetful {
 
     fn free_slots(&self) -> usize {
         self.inner.free_slots()
+    }
+
+    fn usage(&self) -> TierUsage {
+        self.inner.usage()
     }
 
     fn reserve(&self) -> Option<WriteSlot> {

@@ -14,6 +14,7 @@ use flexkv_host::{HostConfig, HostTier};
 use flexkv_node::{Node, NodeConfig, NodePorts};
 use flexkv_ports::{KvCache, MetadataStore};
 use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
+use metrics::{Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
 use crate::config::{Advertise, MemorySetting};
 
@@ -40,14 +41,16 @@ pub struct Instance {
     node: Arc<Node>,
     server: TcpServer,
     engines: Option<EngineServer>,
+    sessions: Gauge,
     endpoint: String,
 }
 
 impl Instance {
     /// Starts the node on the current runtime; its metrics go to `recorder`.
-    pub fn start(spec: InstanceSpec, recorder: &dyn metrics::Recorder) -> Result<Self> {
+    pub fn start(spec: InstanceSpec, recorder: &dyn Recorder) -> Result<Self> {
         let mut rng = fastrand::Rng::new();
         let namespace = spec.node.namespace;
+        let name = spec.node.name.to_string();
         let memory = spec.memory;
         let tier = HostTier::create(&HostConfig {
             slots: memory.slots,
@@ -89,10 +92,12 @@ impl Instance {
             )
         };
         let engines = spec.socket.map(serve).transpose();
+        let sessions = sessions(recorder, &name);
         Ok(Self {
             engines: engines.context("cannot serve engines")?,
             node,
             server,
+            sessions,
             endpoint,
         })
     }
@@ -105,6 +110,16 @@ impl Instance {
     /// Live peers that the node knows.
     pub fn peers(&self) -> usize {
         self.node.peers()
+    }
+
+    /// Brings the gauges up to what is true now; for whoever is about to read them.
+    pub fn observer(&self) -> impl Fn() + Send + Sync + use<> {
+        let (node, gauge) = (self.node.clone(), self.sessions.clone());
+        let sessions = self.engines.as_ref().map(EngineServer::count_sessions);
+        move || {
+            node.observe();
+            gauge.set(sessions.as_ref().map_or(0, |count| count()) as f64);
+        }
     }
 
     /// What peers are told to connect to.
@@ -120,6 +135,15 @@ impl Instance {
         self.node.stop().await;
         self.server.shutdown();
     }
+}
+
+/// The gauge of attached engines, which is no affair of the node itself.
+fn sessions(recorder: &dyn Recorder, node: &str) -> Gauge {
+    let name = "flexkv_sessions";
+    let help = "Engine processes that are attached";
+    recorder.describe_gauge(name.into(), Some(Unit::Count), help.into());
+    let key = Key::from_parts(name, vec![Label::new("node", node.to_owned())]);
+    recorder.register_gauge(&key, &Metadata::new(module_path!(), Level::INFO, None))
 }
 
 fn endpoint(listening: SocketAddr, advertise: Option<Advertise>) -> String {

@@ -26,18 +26,30 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Wait after a failed accept, so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A running service; ends when dropped.
-pub struct MetricsServer {
+/// Gives the text to answer with.
+type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// An address that is taken, where nobody is answered yet.
+pub struct MetricsAddress {
+    listener: TcpListener,
     address: SocketAddr,
-    tasks: [JoinHandle<()>; 2],
 }
 
-impl MetricsServer {
-    /// Serves what `handle` renders at `address`; port 0 takes a free one.
-    pub async fn start(address: SocketAddr, handle: PrometheusHandle) -> Result<Self> {
+impl MetricsAddress {
+    /// Takes `address`; port 0 takes a free one.
+    pub async fn take(address: SocketAddr) -> Result<Self> {
         let cannot = || format!("cannot serve metrics at {address}");
         let listener = TcpListener::bind(address).await.with_context(cannot)?;
         let address = listener.local_addr().with_context(cannot)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Answers scrapers there with what `handle` renders once `observe` has been called.
+    pub fn serve(
+        self,
+        handle: PrometheusHandle,
+        observe: impl Fn() + Send + Sync + 'static,
+    ) -> MetricsServer {
         let upkeep = handle.clone();
         let upkeep = tokio::spawn(async move {
             loop {
@@ -45,10 +57,24 @@ impl MetricsServer {
                 upkeep.run_upkeep();
             }
         });
-        let tasks = [tokio::spawn(accept(listener, handle)), upkeep];
-        Ok(Self { address, tasks })
+        let render = Arc::new(move || {
+            observe();
+            handle.render()
+        });
+        MetricsServer {
+            address: self.address,
+            tasks: [tokio::spawn(accept(self.listener, render)), upkeep],
+        }
     }
+}
 
+/// A running service; ends when dropped.
+pub struct MetricsServer {
+    address: SocketAddr,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl MetricsServer {
     /// Where a scraper gets the metrics.
     pub fn url(&self) -> String {
         format!("http://{}/metrics", self.address)
@@ -61,7 +87,7 @@ impl Drop for MetricsServer {
     }
 }
 
-async fn accept(listener: TcpListener, handle: PrometheusHandle) {
+async fn accept(listener: TcpListener, render: Render) {
     let room = Arc::new(Semaphore::new(MAX_SCRAPERS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
@@ -69,10 +95,10 @@ async fn accept(listener: TcpListener, handle: PrometheusHandle) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let handle = handle.clone();
+                let render = render.clone();
                 tokio::spawn(async move {
                     // A scraper that goes away or dawdles has lost its own answer only.
-                    let _ = timeout(SCRAPE_WITHIN, answer(stream, &handle)).await;
+                    let _ = timeout(SCRAPE_WITHIN, answer(stream, &render)).await;
                     drop(permit);
                 });
             }
@@ -84,11 +110,11 @@ async fn accept(listener: TcpListener, handle: PrometheusHandle) {
     }
 }
 
-async fn answer(mut stream: TcpStream, handle: &PrometheusHandle) -> std::io::Result<()> {
+async fn answer(mut stream: TcpStream, render: &Render) -> std::io::Result<()> {
     let head = head(&mut stream).await?;
     let mut words = head.split(' ');
     let (status, body) = match (words.next(), words.next()) {
-        (Some("GET"), Some("/metrics" | "/")) => ("200 OK", handle.render()),
+        (Some("GET"), Some("/metrics" | "/")) => ("200 OK", render()),
         (Some("GET"), Some(_)) => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
         (Some(_), Some(_)) => ("405 Method Not Allowed", "only GET is served\n".to_owned()),
         _ => ("400 Bad Request", "not an HTTP request\n".to_owned()),

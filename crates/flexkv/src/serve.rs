@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use flexkv_node::NodeConfig;
 use flexkv_ports::{MetadataStore, StoreError};
 use flexkv_redis::RedisStore;
+use metrics::NoopRecorder;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::config::NodeFile;
 use crate::events::Event;
 use crate::instance::{Instance, InstanceSpec};
-use crate::scrape::MetricsServer;
+use crate::scrape::{MetricsAddress, MetricsServer};
 
 /// How often the number of peers is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -40,17 +41,13 @@ pub struct ServeOptions {
 
 /// Runs a node until a signal asks it to end; tells events on `out`.
 pub async fn serve(file: NodeFile, options: ServeOptions, out: &mut dyn Write) -> Result<()> {
-    let recorder = PrometheusBuilder::new()
-        .set_buckets(&SECONDS)
-        .context("cannot set up metrics")?
-        .build_recorder();
     let metrics = match file.metrics {
-        Some(address) => Some(MetricsServer::start(address, recorder.handle()).await?),
+        Some(address) => Some(MetricsAddress::take(address).await?),
         None => None,
     };
     let store = store(&file).await?;
     let socket = file.socket.clone();
-    let instance = Instance::start(spec(&file, store), &recorder)?;
+    let (instance, metrics) = start(spec(&file, store), metrics)?;
     let ready = Event::Ready {
         name: file.name.to_string(),
         pid: std::process::id(),
@@ -65,6 +62,24 @@ pub async fn serve(file: NodeFile, options: ServeOptions, out: &mut dyn Write) -
     }
     told?;
     tell(out, options, &Event::Stopped)
+}
+
+/// Starts the node. Without an address for its metrics nothing is recorded: samples that nobody
+/// reads would pile up.
+fn start(
+    spec: InstanceSpec,
+    metrics: Option<MetricsAddress>,
+) -> Result<(Instance, Option<MetricsServer>)> {
+    let Some(address) = metrics else {
+        return Ok((Instance::start(spec, &NoopRecorder)?, None));
+    };
+    let recorder = PrometheusBuilder::new()
+        .set_buckets(&SECONDS)
+        .context("cannot set up metrics")?
+        .build_recorder();
+    let instance = Instance::start(spec, &recorder)?;
+    let server = address.serve(recorder.handle(), instance.observer());
+    Ok((instance, Some(server)))
 }
 
 /// Tells changes until a signal comes or, if wanted, standard input closes.

@@ -199,7 +199,7 @@ async fn a_node_that_does_not_answer_is_gone() {
     let client = attached.expect("attach");
     tokio::time::pause();
     let error = client.match_prefix(&[]).await.expect_err("no answer");
-    let reason = "the node did not answer Match within 10000 ms".to_owned();
+    let reason = "the node did not answer Match within 2000 ms".to_owned();
     assert_eq!(error, CacheError::Gone { reason });
     assert!(!client.is_attached());
     drop(session);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flexkv_block::{Checksum, Generation, Location, SlotId, Tier};
 
 use super::{block, key, pinned, put};
-use crate::{BlockTier, Eviction, PinRefusal};
+use crate::{BlockTier, Eviction, PinRefusal, TierUsage};
 
 /// Bytes of the blocks of most cases: neither a power of two nor a multiple of the word size.
 const BYTES: usize = 1001;
@@ -21,7 +21,7 @@ pub fn tier(make: impl Fn(u32, usize) -> Arc<dyn BlockTier>) {
     refuses_locations_that_are_not_the_block(&*make(3, BYTES));
     keeps_a_pinned_block(&*make(1, BYTES));
     gives_a_refilled_slot_a_new_generation(&*make(1, BYTES));
-    counts_free_slots(&*make(3, BYTES));
+    counts_slots_by_their_use(&*make(4, BYTES));
     refuses_slots_of_another_tier(&*make(1, BYTES), &*make(1, BYTES));
     lets_guards_outlive_it(make(2, BYTES));
     keeps_its_promises_to_many_threads(&*make(4, BYTES));
@@ -160,17 +160,35 @@ fn gives_a_refilled_slot_a_new_generation(tier: &dyn BlockTier) {
     }
 }
 
-fn counts_free_slots(tier: &dyn BlockTier) {
-    assert_eq!(tier.free_slots(), 3, "a new tier is empty");
+fn counts_slots_by_their_use(tier: &dyn BlockTier) {
+    let counts = |free, filling, blocks, pinned, when| {
+        let expected = TierUsage {
+            free,
+            filling,
+            blocks,
+            pinned,
+        };
+        assert_eq!(tier.usage(), expected, "{when}");
+        assert_eq!(tier.free_slots(), free, "{when}");
+    };
+    counts(4, 0, 0, 0, "a new tier is empty");
     let filling = tier.reserve();
     let location = put(tier, 1);
-    assert_eq!(tier.free_slots(), 1, "one being filled, one held");
-    let pin = pinned(tier, location, 1);
-    assert_eq!(tier.free_slots(), 1, "a pin takes no slot");
-    drop((pin, filling));
-    assert_eq!(tier.free_slots(), 2);
+    let other = put(tier, 2);
+    counts(1, 1, 2, 0, "one being filled, two held");
+    let pins = [pinned(tier, location, 1), pinned(tier, location, 1)];
+    counts(
+        1,
+        1,
+        2,
+        1,
+        "a pin takes no slot, and two of one block are one",
+    );
+    drop((pins, filling));
+    counts(2, 0, 2, 0, "all guards are gone");
     assert_eq!(tier.evict(location), Eviction::Done);
-    assert_eq!(tier.free_slots(), 3);
+    assert_eq!(tier.evict(other), Eviction::Done);
+    counts(4, 0, 0, 0, "all blocks are gone");
 }
 
 fn refuses_slots_of_another_tier(tier: &dyn BlockTier, other: &dyn BlockTier) {

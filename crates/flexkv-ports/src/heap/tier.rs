@@ -8,7 +8,8 @@ use flexkv_block::{BlockKey, Checksum, Generation, Location, SlotId};
 
 use super::HeapMemory;
 use crate::{
-    BlockTier, Eviction, Memory, MemorySlice, PinRefusal, ReadSlot, SlotOwner, TierShape, WriteSlot,
+    BlockTier, Eviction, Memory, MemorySlice, PinRefusal, ReadSlot, SlotOwner, TierShape,
+    TierUsage, WriteSlot,
 };
 
 /// Slots begin at multiples of this many bytes.
@@ -113,6 +114,21 @@ impl BlockTier for HeapTier {
 
     fn free_slots(&self) -> usize {
         self.inner.table().free.len()
+    }
+
+    fn usage(&self) -> TierUsage {
+        let mut usage = TierUsage::default();
+        for slot in &self.inner.table().slots {
+            match slot.content {
+                Content::Free => usage.free += 1,
+                Content::Filling => usage.filling += 1,
+                Content::Block { pins, .. } => {
+                    usage.blocks += 1;
+                    usage.pinned += usize::from(pins > 0);
+                }
+            }
+        }
+        usage
     }
 
     fn reserve(&self) -> Option<WriteSlot> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
 use flexkv_ports::{
     BlockTier, Eviction, FetchOutcome, Fetched, HeapTier, Memory, MemorySlice, PinRefusal,
-    ReadSlot, SlotOwner, TierShape, Transport as _, Want, WriteSlot,
+    ReadSlot, SlotOwner, TierShape, TierUsage, Transport as _, Want, WriteSlot,
 };
 use flexkv_tcp::wire::{HELLO_BYTES, Hello, VERSION, Welcome};
 use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport, TransportConfig};
@@ -330,6 +330,10 @@ impl BlockTier for FileTier {
 
     fn free_slots(&self) -> usize {
         self.table.free_slots()
+    }
+
+    fn usage(&self) -> TierUsage {
+        self.table.usage()
     }
 
     fn reserve(&self) -> Option<WriteSlot> {

@@ -21,14 +21,16 @@ async fn a_scraper_gets_the_counters_and_others_an_explanation() {
     recorder
         .register_counter(&Key::from_name("some_total"), &metadata)
         .increment(7);
-    let server = MetricsServer::start("127.0.0.1:0".parse().unwrap(), recorder.handle())
-        .await
-        .unwrap();
+    let asked = recorder.register_gauge(&Key::from_name("asked"), &metadata);
+    let address = "127.0.0.1:0".parse().unwrap();
+    let address = MetricsAddress::take(address).await.unwrap();
+    let server = address.serve(recorder.handle(), move || asked.increment(1));
     assert_eq!(server.url(), format!("http://{}/metrics", server.address));
 
     let reply = ask(&server, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
-    assert!(reply.ends_with("some_total 7\n\n"), "{reply}");
+    assert!(reply.contains("some_total 7\n"), "{reply}");
+    assert!(reply.contains("asked 1\n"), "observed just before: {reply}");
     for (request, status) in [
         ("GET /other HTTP/1.1\r\n\r\n", "404"),
         ("POST /metrics HTTP/1.1\r\n\r\n", "405"),

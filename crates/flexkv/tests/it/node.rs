@@ -128,6 +128,22 @@ async fn load(engine: &EngineClient, keys: &[BlockKey]) -> (usize, usize) {
     loaded
 }
 
+/// Waits until these gauges of the node named `b` have these values.
+async fn assert_gauges(node: &NodeProcess, values: [(&str, usize); 3]) {
+    for (gauge, value) in values {
+        let line = format!("flexkv_{gauge}{{node=\"b\"}} {value}\n");
+        until(&line, async || node.metrics().await.contains(&line)).await;
+    }
+}
+
+/// Waits until so many slots of the node named `b` are being filled, and hold a block.
+async fn assert_slots(node: &NodeProcess, filling: usize, blocks: usize) {
+    for (used_for, count) in [("filling", filling), ("block", blocks)] {
+        let line = format!("flexkv_slots{{node=\"b\",use=\"{used_for}\"}} {count}\n");
+        until(&line, async || node.metrics().await.contains(&line)).await;
+    }
+}
+
 #[tokio::test]
 async fn nodes_find_each_other_and_share_and_count_it() {
     let home = Home::new();
@@ -165,12 +181,17 @@ async fn nodes_find_each_other_and_share_and_count_it() {
             "{line} is not in:\n{metrics}"
         );
     }
-    let resident = "flexkv_resident_blocks{node=\"b\"} 8";
-    until("the gauge says so", async || {
-        b.metrics().await.contains(resident)
-    })
-    .await;
-    drop((at_a, at_b));
+    let granted = at_b.store(&self::keys(2, 3), 0).await.unwrap();
+    let held = at_b.match_prefix(&keys).await.unwrap();
+    at_b.load(held.ticket, 8, Duration::from_secs(10))
+        .await
+        .unwrap();
+    at_b.wait(held.ticket).await.unwrap();
+    assert_gauges(&b, [("sessions", 1), ("tickets", 2), ("pinned_slots", 8)]).await;
+    assert_slots(&b, 3, 8).await;
+    drop((at_a, at_b, granted));
+    assert_gauges(&b, [("sessions", 0), ("tickets", 0), ("pinned_slots", 0)]).await;
+    assert_slots(&b, 0, 8).await;
     a.end(Signal::TERM).await;
     b.sees(0);
     b.end(Signal::INT).await;
