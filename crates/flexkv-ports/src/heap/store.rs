@@ -80,6 +80,14 @@ impl HeapStore {
         }
     }
 
+    /// Forgets a log's entries after `sequence`, as a late replica does that takes over.
+    pub fn cut_log(&self, log: &str, sequence: u64) {
+        if let Some(log) = self.content().logs.get_mut(log) {
+            log.entries.retain(|entry| entry.sequence <= sequence);
+            log.last = log.last.min(sequence);
+        }
+    }
+
     /// What has not expired.
     fn content(&self) -> MutexGuard<'_, Content> {
         let now = Instant::now();
