@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,6 @@ class Link:
         self._wanted = threading.Event()
         self._made = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flexkv-link", daemon=True)
-        self._wanted.set()
         self._thread.start()
 
     def get(self) -> Any | None:
@@ -56,20 +56,28 @@ class Link:
         self._attachment = None
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE_S
-        while not self._closed.is_set():
-            self._wanted.wait()
-            if self._closed.is_set():
-                return
+        pause = 0.0
+        while not self._closed.wait(pause):
             try:
                 attachment = self._attach()
             except Exception as error:  # whatever it is, an engine goes on without a cache
                 self._logger.warning("FlexKV: %s has no node now: %s", self._what, error)
-                self._closed.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause = _longer(pause)
                 continue
-            pause = _FIRST_PAUSE_S
+            made_at = time.monotonic()
             self._wanted.clear()
+            if self._closed.is_set():
+                return
             self._attachment = attachment
             self._made.set()
             self._logger.info("FlexKV: %s is attached to its node", self._what)
+            del attachment
+            self._wanted.wait()
+            stood = time.monotonic() - made_at >= _LONGEST_PAUSE_S
+            pause = 0.0 if stood else _longer(pause)
+
+
+def _longer(pause: float) -> float:
+    """The pause after one that was of no use; also a node that dies again and again is left alone
+    for a while, as every attempt may start it."""
+    return min(max(2 * pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
