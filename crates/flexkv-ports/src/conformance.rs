@@ -6,6 +6,7 @@
 //! They assert no speed; waits are polled under generous deadlines.
 
 mod cache;
+mod staged;
 mod store;
 mod tier;
 mod transport;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, Location};
 
 pub use cache::{CacheUnderTest, cache};
+pub use staged::staged;
 pub use store::{StoreUnderTest, store};
 pub use tier::tier;
 pub use transport::{TransportHarness, transport};

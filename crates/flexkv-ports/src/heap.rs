@@ -4,6 +4,7 @@
 //! here is shared with another process and nothing outlives its value.
 
 mod cache;
+mod staged;
 mod store;
 mod tier;
 mod transport;
@@ -11,6 +12,7 @@ mod transport;
 use std::cell::UnsafeCell;
 
 pub use cache::HeapCache;
+pub use staged::HeapStagedTier;
 pub use store::HeapStore;
 pub use tier::HeapTier;
 pub use transport::{HeapHub, HeapTransport};

@@ -12,6 +12,7 @@ mod heap;
 mod memory;
 mod metadata;
 mod removals;
+mod staged;
 mod tier;
 mod transport;
 
@@ -20,10 +21,13 @@ pub use cache::{
 };
 pub use faulty::{Faults, FaultyStore, FaultyTransport, StoreFaults, TransportFaults};
 pub use futures_util::future::BoxFuture;
-pub use heap::{HeapCache, HeapHub, HeapMemory, HeapStore, HeapTier, HeapTransport};
+pub use heap::{
+    HeapCache, HeapHub, HeapMemory, HeapStagedTier, HeapStore, HeapTier, HeapTransport,
+};
 pub use memory::{Memory, MemorySlice};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use removals::{RemovalFeed, Removals, Removed};
+pub use staged::{ReadRefusal, StagedBlock, StagedRead, StagedTier, WriteRefusal};
 pub use tier::{
     BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, TierUsage, WriteSlot,
 };

@@ -38,6 +38,7 @@ const ARROWS: &[Arrow] = &[
     arrow("flexkv-redis", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-tcp", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-host", &["flexkv-ports", "flexkv-block"], &[]),
+    arrow("flexkv-ssd", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-engine", &["flexkv-ports", "flexkv-block"], &[]),
     arrow(
         "flexkv-node",

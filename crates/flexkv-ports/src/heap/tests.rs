@@ -9,7 +9,8 @@ use flexkv_block::{Location, NamespaceId, Tier};
 use super::*;
 use crate::conformance::{self, CacheUnderTest, StoreUnderTest, TransportHarness};
 use crate::{
-    BlockTier, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, TierShape, Transport,
+    BlockTier, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, StagedTier, TierShape,
+    Transport,
 };
 
 fn tier(slots: u32, block_bytes: usize) -> Arc<dyn BlockTier> {
@@ -60,6 +61,38 @@ impl TransportHarness for Harness {
 #[test]
 fn heap_tier_conforms() {
     conformance::tier(tier);
+}
+
+#[tokio::test]
+async fn heap_staged_tier_conforms() {
+    conformance::staged(|slots, block_bytes| Arc::new(HeapStagedTier::new(slots, block_bytes)))
+        .await;
+}
+
+#[tokio::test]
+async fn a_reopened_staged_tier_tells_what_is_in_it() {
+    let memory = tier(1, 64);
+    let staged = HeapStagedTier::new(2, 64);
+    let key = |n| flexkv_block::BlockKey::from_u128(n);
+    let mut at = Vec::new();
+    for n in 1..3 {
+        let slot = memory.reserve().expect("a free slot");
+        let sum = slot.bytes().checksum();
+        let location = memory.commit(slot, key(n), sum);
+        let pin = memory.pin(location, key(n)).expect("just committed");
+        at.push(staged.write(pin, Some(key(n - 1))).await.expect("room"));
+        memory.evict(location);
+    }
+    assert_eq!(staged.evict(at[0]), crate::Eviction::Done);
+    let left = crate::StagedBlock {
+        key: key(2),
+        parent: Some(key(1)),
+        location: at[1],
+    };
+    assert_eq!(staged.recovered(), []);
+    let reopened = staged.reopened();
+    assert_eq!(reopened.recovered(), [left]);
+    assert_eq!(reopened.recovered(), [], "it is told once");
 }
 
 #[test]

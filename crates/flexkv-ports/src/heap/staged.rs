@@ -1,0 +1,139 @@
+//! A staged tier on heap memory: transfers are copies that are done at once. Knows nothing of files.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flexkv_block::{BlockKey, Location, Tier};
+use futures_util::future::BoxFuture;
+
+use crate::{
+    BlockTier, Eviction, HeapTier, PinRefusal, ReadRefusal, ReadSlot, StagedBlock, StagedRead,
+    StagedTier, TierShape, WriteRefusal, WriteSlot,
+};
+
+/// A [`StagedTier`] in heap memory. Clones are the same tier.
+#[derive(Clone, Debug)]
+pub struct HeapStagedTier {
+    slots: HeapTier,
+    blocks: Arc<Mutex<Vec<StagedBlock>>>,
+    recovered: Arc<Mutex<Vec<StagedBlock>>>,
+}
+
+impl HeapStagedTier {
+    /// An empty tier of `slots` blocks of `block_bytes` bytes.
+    ///
+    /// # Panics
+    /// If that is more than can be addressed.
+    pub fn new(slots: u32, block_bytes: usize) -> Self {
+        let shape = TierShape {
+            tier: Tier::Ssd,
+            slots,
+            block_bytes,
+        };
+        Self {
+            slots: HeapTier::new(shape),
+            blocks: Arc::default(),
+            recovered: Arc::default(),
+        }
+    }
+
+    /// The same tier as one finds it after a restart: what is in it counts as recovered.
+    #[must_use]
+    pub fn reopened(&self) -> Self {
+        let found = lock(&self.blocks).clone();
+        Self {
+            recovered: Arc::new(Mutex::new(found)),
+            ..self.clone()
+        }
+    }
+
+    fn put(&self, block: &ReadSlot, parent: Option<BlockKey>) -> Result<Location, WriteRefusal> {
+        let size = self.slots.shape().block_bytes;
+        assert_eq!(block.bytes().len(), size, "{block:?} has another size");
+        if !block.verify() {
+            return Err(WriteRefusal::Corrupt);
+        }
+        let slot = self.slots.reserve().ok_or(WriteRefusal::Full)?;
+        slot.bytes().write_from(block.bytes());
+        let location = self.slots.commit(slot, block.key(), block.checksum());
+        lock(&self.blocks).push(StagedBlock {
+            key: block.key(),
+            parent,
+            location,
+        });
+        Ok(location)
+    }
+
+    fn drop_block(&self, location: Location) -> Eviction {
+        let outcome = self.slots.evict(location);
+        if outcome == Eviction::Done {
+            lock(&self.blocks).retain(|block| block.location != location);
+        }
+        outcome
+    }
+
+    fn get(&self, location: Location, key: BlockKey, into: WriteSlot) -> StagedRead {
+        let size = self.slots.shape().block_bytes;
+        assert_eq!(into.bytes().len(), size, "{into:?} has another size");
+        let outcome = match self.slots.pin(location, key) {
+            Err(PinRefusal::Stale) => Err(ReadRefusal::Stale),
+            Ok(slot) => {
+                into.bytes().write_from(slot.bytes());
+                if into.bytes().checksum() == slot.checksum() {
+                    Ok(slot.checksum())
+                } else {
+                    drop(slot);
+                    self.drop_block(location);
+                    Err(ReadRefusal::Corrupt)
+                }
+            }
+        };
+        StagedRead { into, outcome }
+    }
+}
+
+impl StagedTier for HeapStagedTier {
+    fn shape(&self) -> TierShape {
+        self.slots.shape()
+    }
+
+    fn free_slots(&self) -> usize {
+        self.slots.free_slots()
+    }
+
+    fn recovered(&self) -> Vec<StagedBlock> {
+        std::mem::take(&mut *lock(&self.recovered))
+    }
+
+    fn lost(&self) -> Vec<(BlockKey, Location)> {
+        Vec::new()
+    }
+
+    fn write(
+        &self,
+        block: ReadSlot,
+        parent: Option<BlockKey>,
+    ) -> BoxFuture<'static, Result<Location, WriteRefusal>> {
+        Box::pin(std::future::ready(self.put(&block, parent)))
+    }
+
+    fn read(
+        &self,
+        location: Location,
+        key: BlockKey,
+        into: WriteSlot,
+    ) -> BoxFuture<'static, StagedRead> {
+        Box::pin(std::future::ready(self.get(location, key, into)))
+    }
+
+    fn evict(&self, location: Location) -> Eviction {
+        self.drop_block(location)
+    }
+
+    fn sync(&self) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(true))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

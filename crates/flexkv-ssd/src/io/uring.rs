@@ -1,0 +1,356 @@
+//! The engine on io_uring: one thread that submits and reaps, files and memory registered with the
+//! kernel.
+//!
+//! All operations pass through that thread, so that the ring has a single issuer. It sleeps in the
+//! kernel; an eventfd that the ring watches wakes it for new operations.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use flexkv_ports::{Memory, MemorySlice};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::EventfdFlags;
+
+use super::{EngineParts, IoEngine, Op, Request};
+
+/// The kernel registers no longer pieces of memory.
+const PIECE: usize = 1 << 30;
+/// Marks the completion that says there are new operations.
+const WAKE: u64 = u64::MAX;
+
+/// An io_uring with its thread.
+pub struct Uring {
+    queue: Option<Sender<Op>>,
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Wakes the thread.
+struct Bell {
+    fd: OwnedFd,
+    /// Rung and not yet heard.
+    rung: AtomicBool,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            // It can only fail if the counter is full, and then it is heard.
+            rustix::io::write(&self.fd, &1u64.to_ne_bytes()).ok();
+        }
+    }
+
+    /// From now on a ring counts as new.
+    fn heard(&self) {
+        let mut count = [0; 8];
+        rustix::io::read(&self.fd, &mut count).ok();
+        self.rung.swap(false, Ordering::AcqRel);
+    }
+}
+
+impl Uring {
+    /// A ring for `parts`.
+    ///
+    /// # Errors
+    /// If the kernel gives no ring or does not take the files. Memory that it does not register is
+    /// used all the same, at more cost.
+    pub fn new(parts: &EngineParts) -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let bell = Arc::new(Bell {
+            fd: rustix::event::eventfd(0, flags)?,
+            rung: AtomicBool::new(false),
+        });
+        let (queue, work) = unbounded();
+        let (ready, started) = bounded(1);
+        let (parts, heard) = (parts.clone(), bell.clone());
+        // A ring with a single issuer belongs to the thread that makes it.
+        let run = move || match Driver::new(&parts, work, heard) {
+            Ok(driver) => {
+                ready.send(Ok(())).ok();
+                driver.run();
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = Builder::new().name("ssd-io-uring".to_owned()).spawn(run)?;
+        started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread of the ring ended")))?;
+        Ok(Self {
+            queue: Some(queue),
+            bell,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl IoEngine for Uring {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn submit(&self, op: Op) {
+        let queue = self
+            .queue
+            .as_ref()
+            .unwrap_or_else(|| unreachable!("taken in drop only"));
+        match queue.send(op) {
+            Ok(()) => self.bell.ring(),
+            Err(refused) => {
+                let gone = io::Error::other("the thread of the ring has ended");
+                (refused.into_inner().done)(Err(gone));
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        self.queue = None;
+        self.bell.ring();
+        let here = std::thread::current().id();
+        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != here) {
+            thread.join().ok();
+        }
+    }
+}
+
+/// Operations that the kernel has. If this is dropped while there are any, the kernel would go on
+/// to use memory that is gone: the process ends instead.
+struct InFlight {
+    ops: Vec<Option<Op>>,
+    free: Vec<usize>,
+}
+
+impl InFlight {
+    fn new(depth: usize) -> Self {
+        Self {
+            ops: (0..depth).map(|_| None).collect(),
+            free: (0..depth).rev().collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.free.len() == self.ops.len()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            tracing::error!("SSD transfers were left in flight; the process ends");
+            std::process::abort();
+        }
+    }
+}
+
+/// Memory that the kernel knows, in pieces.
+struct Registered {
+    base: usize,
+    len: usize,
+    /// The number of its first piece.
+    first: u16,
+}
+
+/// The thread's state. Fields are dropped in this order: what is in flight is looked at first.
+struct Driver {
+    in_flight: InFlight,
+    ring: IoUring,
+    registered: Vec<Registered>,
+    work: Receiver<Op>,
+    bell: Arc<Bell>,
+    /// Keep registered files and memory alive.
+    files: Arc<Vec<File>>,
+    _memory: Vec<Arc<dyn Memory>>,
+}
+
+impl Driver {
+    fn new(parts: &EngineParts, work: Receiver<Op>, bell: Arc<Bell>) -> io::Result<Self> {
+        let depth = parts.depth.max(1);
+        // One entry more for the bell.
+        let ring = ring((depth + 1).next_power_of_two())?;
+        let fds: Vec<_> = parts.files.iter().map(|file| file.as_raw_fd()).collect();
+        ring.submitter().register_files(&fds)?;
+        let registered = register(&ring, &parts.memory);
+        Ok(Self {
+            in_flight: InFlight::new(depth as usize),
+            ring,
+            registered,
+            work,
+            bell,
+            files: parts.files.clone(),
+            _memory: parts.memory.clone(),
+        })
+    }
+
+    fn run(mut self) {
+        let mut open = true;
+        self.watch_bell();
+        while open || !self.in_flight.is_empty() {
+            open = self.take_work(open);
+            if !open && self.in_flight.is_empty() {
+                break;
+            }
+            self.wait();
+            self.reap();
+        }
+    }
+
+    /// Starts what waits, as far as there is room; says whether more can come.
+    fn take_work(&mut self, open: bool) -> bool {
+        while open && !self.in_flight.free.is_empty() {
+            match self.work.try_recv() {
+                Ok(op) => self.start(op),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        open
+    }
+
+    fn start(&mut self, op: Op) {
+        if op.file >= self.files.len() {
+            let what = format!("there is no file {}", op.file);
+            return (op.done)(Err(io::Error::other(what)));
+        }
+        let Some(place) = self.in_flight.free.pop() else {
+            unreachable!("there was room when the operation was taken")
+        };
+        let entry = self.entry(&op).user_data(place as u64);
+        self.in_flight.ops[place] = Some(op);
+        self.push(&entry);
+    }
+
+    fn entry(&self, op: &Op) -> squeue::Entry {
+        let file = types::Fixed(op.file as u32);
+        match &op.request {
+            Request::Read(to) => {
+                let (at, len) = (to.as_ptr(), to.len() as u32);
+                match self.piece(to) {
+                    Some(piece) => opcode::ReadFixed::new(file, at, len, piece)
+                        .offset(op.offset)
+                        .build(),
+                    None => opcode::Read::new(file, at, len).offset(op.offset).build(),
+                }
+            }
+            Request::Write(from) => {
+                let (at, len) = (from.as_ptr().cast_const(), from.len() as u32);
+                match self.piece(from) {
+                    Some(piece) => opcode::WriteFixed::new(file, at, len, piece)
+                        .offset(op.offset)
+                        .build(),
+                    None => opcode::Write::new(file, at, len).offset(op.offset).build(),
+                }
+            }
+            Request::Sync => opcode::Fsync::new(file)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        }
+    }
+
+    /// The registered piece that a range lies in, if it lies in one.
+    fn piece(&self, bytes: &MemorySlice) -> Option<u16> {
+        let base = bytes.memory().base() as usize;
+        let known = self
+            .registered
+            .iter()
+            .find(|known| known.base == base && bytes.offset() + bytes.len() <= known.len)?;
+        let (first, last) = (
+            bytes.offset() / PIECE,
+            (bytes.offset() + bytes.len() - 1) / PIECE,
+        );
+        (first == last).then(|| known.first + first as u16)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the entry's memory belongs to an operation in `in_flight`, which keeps it mapped
+        // until the completion is reaped; or it is the bell, whose descriptor `self` holds.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            self.ring.submit().ok();
+        }
+    }
+
+    fn watch_bell(&mut self) {
+        let fd = types::Fd(self.bell.fd.as_fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+        self.push(&entry.user_data(WAKE));
+    }
+
+    /// Submits, and sleeps until something has ended.
+    fn wait(&self) {
+        if let Err(error) = self.ring.submit_and_wait(1) {
+            let passing = [libc::EINTR, libc::EAGAIN, libc::EBUSY];
+            if !error.raw_os_error().is_some_and(|n| passing.contains(&n)) {
+                tracing::error!(%error, "io_uring refuses to work");
+                std::thread::park_timeout(std::time::Duration::from_millis(10));
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        let ended: Vec<cqueue::Entry> = self.ring.completion().collect();
+        for entry in ended {
+            if entry.user_data() == WAKE {
+                self.bell.heard();
+                self.watch_bell();
+                continue;
+            }
+            let place = entry.user_data() as usize;
+            let Some(op) = self.in_flight.ops.get_mut(place).and_then(Option::take) else {
+                continue;
+            };
+            self.in_flight.free.push(place);
+            let result = match usize::try_from(entry.result()) {
+                Ok(n) => op.request.judge(n),
+                Err(_) => Err(io::Error::from_raw_os_error(-entry.result())),
+            };
+            (op.done)(result);
+        }
+    }
+}
+
+/// A ring whose work is done when its thread asks for it, or, on older kernels, a plain one.
+fn ring(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(entries)
+        .or_else(|_| IoUring::new(entries))
+}
+
+/// Has the kernel pin the memory once instead of at every transfer.
+fn register(ring: &IoUring, memory: &[Arc<dyn Memory>]) -> Vec<Registered> {
+    let mut pieces = Vec::new();
+    let mut registered = Vec::new();
+    for region in memory.iter().filter(|region| !region.is_empty()) {
+        let Ok(first) = u16::try_from(pieces.len()) else {
+            break;
+        };
+        for at in (0..region.len()).step_by(PIECE) {
+            pieces.push(libc::iovec {
+                iov_base: region.base().wrapping_add(at).cast(),
+                iov_len: PIECE.min(region.len() - at),
+            });
+        }
+        registered.push(Registered {
+            base: region.base() as usize,
+            len: region.len(),
+            first,
+        });
+    }
+    if pieces.is_empty() {
+        return registered;
+    }
+    // SAFETY: the pieces are parts of mappings that the driver keeps until the ring is gone.
+    match unsafe { ring.submitter().register_buffers(&pieces) } {
+        Ok(()) => registered,
+        Err(error) => {
+            tracing::info!(%error, "io_uring did not register memory; transfers cost more CPU");
+            Vec::new()
+        }
+    }
+}
