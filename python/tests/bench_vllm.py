@@ -177,6 +177,12 @@ def threads_s(pids: list[int], prefix: str) -> float:
     return nanoseconds / 1e9
 
 
+def resident_mb(pid: int) -> float:
+    """Memory of a process, its share of what several have."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+
+
 @contextlib.contextmanager
 def spent(spend: list[float], measure: Callable[[], float]) -> Iterator[None]:
     """Adds to `spend` what `measure` grew by."""
@@ -188,7 +194,7 @@ def spent(spend: list[float], measure: Callable[[], float]) -> Iterator[None]:
 class Bench:
     """The servers that answer, by their arms."""
 
-    def __init__(self, model: Path, arms: set[str], stack: contextlib.ExitStack) -> None:
+    def __init__(self, model: Path, arms: frozenset[str], stack: contextlib.ExitStack) -> None:
         self._model = str(model)
         self._stack = stack
         self._draw = random.Random()
@@ -216,6 +222,12 @@ class Bench:
         self._pids = {arm: list(each.processes()) for arm, each in self.arms.items()}
         ours = [self.arms[arm] for arm in (OURS, OTHER, LOADS) if arm in self.arms]
         self._nodes = {each.port: each.node.pid for each in ours}
+        self._started = self.arms
+
+    def run(self, part: Part, rounds: int | None) -> None:
+        """Measures one part on the arms that it compares."""
+        self.arms = {arm: each for arm, each in self._started.items() if arm in part.arms}
+        part.measure(self, rounds or part.rounds)
 
     def _serve(self, count: int = 1, vllm: tuple[str, ...] = (), **more: Any) -> list[Instance]:
         serve = Serve(self._model, count, vllm=(*VLLM, *vllm), environ=SAME_CORES, **more)
@@ -264,6 +276,25 @@ class Bench:
         took = {arm: [1 / rate for rate in each] for arm, each in rates.items()}
         self._beside(f"{name}, time more than without", took, 2.0)
         self._processor(f"{name}, CPU more than without", cpu)
+
+    def endurance(self, rounds: int) -> None:
+        """Whether many prompts make it slower or larger: the last quarter against the first."""
+        took: dict[str, list[float]] = {arm: [] for arm in self.arms}
+        sizes: dict[str, list[float]] = {arm: [] for arm in self.arms}
+        for _ in range(rounds):
+            for arm in self._in_turn():
+                prompts = [self._prompt(BURST["tokens"]) for _ in range(BURST["requests"])]
+                took[arm].append(1 / burst(self.arms[arm], prompts))
+                sizes[arm].append(sum(map(resident_mb, self._pids[arm])))
+        quarter = max(1, rounds // 4)
+        first, last = slice(None, quarter), slice(-quarter, None)
+        middle = statistics.median
+        for arm in self.arms:
+            slower = 100 * (middle(took[arm][last]) / middle(took[arm][first]) - 1)
+            larger = middle(sizes[arm][last]) - middle(sizes[arm][first])
+            many = f"after {rounds * BURST['requests']:,} prompts, {arm}"
+            self.figures.add(f"slower {many}", "%", [slower])
+            self.figures.add(f"larger {many}", "MB", [larger])
 
     def _beside(self, name: str, values: dict[str, list[float]], target: float | None) -> None:
         """Rows of ours against no connector, round by round, in per cent."""
@@ -365,12 +396,21 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-PARTS: dict[str, tuple[Callable[[Bench, int], None], int, set[str]]] = {
-    "ttft": (Bench.misses, 15, {PLAIN, OURS, LOADS, EXAMPLE}),
-    "throughput": (Bench.throughput, 6, {PLAIN, OURS, LOADS, EXAMPLE}),
-    "hits": (Bench.hits, 5, {PLAIN, OURS, OTHER, EXAMPLE}),
+@dataclass(frozen=True)
+class Part:
+    """One thing to measure."""
+
+    measure: Callable[[Bench, int], None]
+    rounds: int
+    arms: frozenset[str]
+
+
+PARTS = {
+    "ttft": Part(Bench.misses, 15, frozenset({PLAIN, OURS, LOADS, EXAMPLE})),
+    "throughput": Part(Bench.throughput, 6, frozenset({PLAIN, OURS, LOADS, EXAMPLE})),
+    "endurance": Part(Bench.endurance, 20, frozenset({PLAIN, OURS})),
+    "hits": Part(Bench.hits, 5, frozenset({PLAIN, OURS, OTHER, EXAMPLE})),
 }
-"""By name: how it is measured, in how many rounds, with which arms."""
 
 
 def main() -> None:
@@ -380,13 +420,13 @@ def main() -> None:
     options.add_argument("--rounds", type=int, help="instead of each part's own number")
     options.add_argument("--json", type=Path, help="write the rows there")
     asked = options.parse_args()
-    parts = {name: PARTS[name] for name in asked.part or PARTS}
-    arms = set().union(*(arms for _, _, arms in parts.values()))
+    parts = [PARTS[name] for name in asked.part or PARTS]
+    arms = frozenset[str]().union(*(part.arms for part in parts))
     with contextlib.ExitStack() as stack:
         bench = Bench(asked.model, arms, stack)
         load = os.getloadavg()[0]
-        for measure, rounds, _ in parts.values():
-            measure(bench, asked.rounds or rounds)
+        for part in parts:
+            bench.run(part, asked.rounds)
         print(f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
     bench.figures.show()
     if asked.json is not None:
