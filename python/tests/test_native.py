@@ -395,6 +395,45 @@ def test_the_command_runs_and_tells_its_exit_code(node):
     assert not node.socket.exists()
 
 
+def test_the_command_starts_itself_again_for_processes_of_its_own(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    request = {"timestamp": 0, "input_length": 1024, "output_length": 1, "hash_ids": [1, 2]}
+    trace.write_text(f"{json.dumps(request)}\n" * 4)
+    words = ["replay", "--trace", trace, "--nodes", "2", "--processes", "--alone", "--json"]
+    command = [sys.executable, "-m", "flexkv", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert done.returncode == 0, done.stderr
+    assert "node processes: " in done.stderr
+    report = json.loads(done.stdout)
+    assert (report["nodes"], report["dead_nodes"]) == (2, 0)
+
+
+def test_the_node_tells_what_it_no_longer_holds(tmp_path):
+    node = Node(tmp_path, slots=4)
+    try:
+        session, memory = node.attach(), Memory()
+        copier = Copier(session, memory.layers())
+        assert session.removed() == (b"", 0)
+        copier.store(1, keys(4), 0, [0, 1, 2, 3])
+        drained(copier, 1)
+        copier.store(2, keys(2, "other"), 0, [4, 5])
+        drained(copier, 1)
+        gone, until = b"", time.monotonic() + LONG
+        while len(gone) < 2 * 16 and time.monotonic() < until:
+            told, lost = session.removed()
+            gone += told
+            assert lost == 0
+            time.sleep(0.01)
+        told = {gone[at : at + 16] for at in range(0, len(gone), 16)}
+        stored = keys(4)
+        assert told < {stored[at : at + 16] for at in range(0, len(stored), 16)}
+        assert len(told) == 2
+    finally:
+        node.kill()
+    with pytest.raises(NodeGone):
+        session.match(keys(1))
+
+
 def test_the_stubs_name_what_there_is():
     stubs = ast.parse((Path(_native.__file__).parent / "_native.pyi").read_text())
     types_only = {"Namespace"}
