@@ -69,8 +69,30 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
-/// Runs the command with the arguments `args`, the first of which is the program's name.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// How this command is started again, as a process of its own.
+#[derive(Clone, Debug)]
+pub enum Again {
+    /// It is the program that runs.
+    Itself,
+    /// It is part of another program: that one with these first arguments.
+    Command(Vec<OsString>),
+}
+
+impl Again {
+    fn command(&self) -> Result<Vec<OsString>> {
+        match self {
+            Self::Itself => {
+                let program = std::env::current_exe().context("cannot find this program")?;
+                Ok(vec![program.into()])
+            }
+            Self::Command(command) => Ok(command.clone()),
+        }
+    }
+}
+
+/// Runs the command with the arguments `args`, the first of which is the program's name. `again`
+/// starts it for whatever runs in processes of its own.
+pub fn run(args: impl IntoIterator<Item = OsString>, again: &Again) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -81,7 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     log_to_stderr(&cli.command);
     let mut out = std::io::stdout();
-    match dispatch(cli.command, &mut out) {
+    match dispatch(cli.command, again, &mut out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be gone; the exit code says it too.
@@ -91,7 +113,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, out: &mut dyn Write) -> Result<()> {
+fn dispatch(command: Command, again: &Again, out: &mut dyn Write) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(MIN_THREADS, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.max(MIN_THREADS))
@@ -102,7 +124,9 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Result<()> {
         Command::Demo(args) => runtime.block_on(unless_interrupted(demo::run(args, out))),
         Command::Node(args) => runtime.block_on(node::run(args, out)),
         Command::Serve(args) => runtime.block_on(launch::run(args, out)),
-        Command::Replay(args) => runtime.block_on(unless_interrupted(replay::run(args, out))),
+        Command::Replay(args) => {
+            runtime.block_on(unless_interrupted(replay::run(args, again, out)))
+        }
         Command::Bench(command) => bench::run(command, &runtime, out),
     };
     // A read of standard input may be waiting for ever.

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use flexkv::cli::Again;
+
 fn main() -> ExitCode {
-    flexkv::cli::run(std::env::args_os())
+    flexkv::cli::run(std::env::args_os(), &Again::Itself)
 }

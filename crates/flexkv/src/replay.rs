@@ -3,7 +3,7 @@
 //!
 //! A node that dies in mid-replay costs hits, nothing else: its requests go on without a cache.
 
-use std::path::Path;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,12 +37,11 @@ pub struct ReplayReport {
     pub seconds: f64,
 }
 
-/// Plays `requests` on a cluster of `spec`: in this process, or with a process of `program` for
-/// each node, whose ids are given to `started` once engines are
-/// attached.
+/// Plays `requests` on a cluster of `spec`: in this process, or with a process of the command
+/// `program` for each node, whose ids are given to `started` once engines are attached.
 pub async fn replay(
     spec: &ClusterSpec,
-    program: Option<&Path>,
+    program: Option<&[OsString]>,
     requests: &[TraceRequest],
     keys: &TraceKeys,
     load_deadline: Duration,

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
+use super::Again;
 use crate::cluster::{ClusterSpec, Deployment, Metadata, connect};
 use crate::replay::{ReplayReport, replay};
 use crate::report::table;
@@ -66,18 +67,14 @@ pub(super) struct ReplayArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: ReplayArgs, out: &mut dyn Write) -> Result<()> {
+pub(super) async fn run(args: ReplayArgs, again: &Again, out: &mut dyn Write) -> Result<()> {
     let requests = trace::read(&args.trace, args.limit)?;
     let spec = args.cluster()?;
     if let Metadata::Redis(redis) = &spec.metadata {
         // Said once and clearly here, instead of by every node.
         connect(redis, &spec.deployment).await?;
     }
-    let program = if args.processes {
-        Some(std::env::current_exe().context("cannot find the program of the node processes")?)
-    } else {
-        None
-    };
+    let program = args.processes.then(|| again.command()).transpose()?;
     let Deployment { secret, root, .. } = spec.deployment.clone();
     let keys = TraceKeys::new(secret, root, args.block_tokens as usize);
     let tell = |pids: &[Option<u32>]| {

@@ -3,7 +3,8 @@
 //! A node process ends when its standard input closes, so none outlives this process, however it
 //! ends. Knows nothing of what the nodes are used for.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,8 +53,9 @@ struct State {
 }
 
 impl ProcessCluster {
-    /// Starts a process of `program` for each node and waits until all see each other.
-    pub async fn start(program: &Path, spec: &ClusterSpec) -> Result<Self> {
+    /// Starts a process of the `flexkv` command, which is `program` with its first arguments, for
+    /// each node and waits until all see each other.
+    pub async fn start(program: &[OsString], spec: &ClusterSpec) -> Result<Self> {
         let folder = folder()?;
         let mut nodes = Vec::new();
         for number in 0..spec.nodes {
@@ -97,7 +99,13 @@ impl ProcessCluster {
 }
 
 impl NodeProcess {
-    fn spawn(program: &Path, spec: &ClusterSpec, folder: &TempDir, number: usize) -> Result<Self> {
+    fn spawn(
+        program: &[OsString],
+        spec: &ClusterSpec,
+        folder: &TempDir,
+        number: usize,
+    ) -> Result<Self> {
+        let (program, first) = program.split_first().context("no program for nodes")?;
         let config = folder.path().join(format!("node-{number}.toml"));
         let log = folder.path().join(format!("node-{number}.log"));
         std::fs::write(&config, node_file(spec, folder, number).to_string())
@@ -106,6 +114,7 @@ impl NodeProcess {
             .with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(program);
         command
+            .args(first)
             .args(["node", "--json", "--until-stdin-closes", "--config"])
             .arg(&config)
             .stdin(Stdio::piped())
