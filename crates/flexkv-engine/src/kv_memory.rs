@@ -6,7 +6,7 @@
 use std::ptr::with_exposed_provenance_mut;
 
 use flexkv_block::Checksum;
-use flexkv_ports::{CacheError, MemorySlice};
+use flexkv_ports::{CacheError, MemorySlice, copy_past_caches};
 
 /// Bytes copied at a time where they are hashed on their way: they stay in the first cache.
 const PIECE_BYTES: usize = 16 << 10;
@@ -186,43 +186,4 @@ impl KvBlock<'_> {
         }
         sum.finish()
     }
-}
-
-/// Copies bytes past the caches: what an engine works on need not make room for them, and memory
-/// that is overwritten need not be read first. Saves a fifth of the copy's time where parts of
-/// blocks are too short for the C library to do so by itself (64 KiB measured).
-///
-/// # Safety
-/// As [`std::ptr::copy_nonoverlapping`].
-#[cfg(target_arch = "x86_64")]
-unsafe fn copy_past_caches(from: *const u8, to: *mut u8, len: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-    const LINE: usize = 64;
-    let head = to.align_offset(LINE).min(len);
-    let tail = len - (len - head) % LINE;
-    // SAFETY: all accesses are within the `len` bytes that the caller vouches for; streamed stores
-    // go to aligned addresses, as `head` is, and are fenced before anybody may look at them.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, to, head);
-        for at in (head..tail).step_by(LINE) {
-            let line = from.add(at).cast::<__m128i>();
-            let parts = [0, 1, 2, 3].map(|part| _mm_loadu_si128(line.add(part)));
-            let line = to.add(at).cast::<__m128i>();
-            for (part, value) in parts.into_iter().enumerate() {
-                _mm_stream_si128(line.add(part), value);
-            }
-        }
-        std::ptr::copy_nonoverlapping(from.add(tail), to.add(tail), len - tail);
-        _mm_sfence();
-    }
-}
-
-/// Copies bytes.
-///
-/// # Safety
-/// As [`std::ptr::copy_nonoverlapping`].
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn copy_past_caches(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: the caller vouches for it.
-    unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
 }

@@ -1,31 +1,33 @@
 //! Another process's view of an arena: the mapped file, checked before anything in it is used.
 //!
-//! The view can read descriptors and read and write payloads. It has no say in which slot holds
-//! what; that is asked of the owner by other means.
+//! The view can read descriptors and payloads and write nothing. It has no say in which slot holds
+//! what, and holds nothing still: whoever reads a block checks afterwards that it was one.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use flexkv_block::SlotId;
-use flexkv_ports::{Memory, MemorySlice};
+use flexkv_block::{BlockKey, Checksum, Location, SlotId, Tier};
+use flexkv_ports::{FetchOutcome, MemorySlice};
 use rustix::{fs, io};
 
+use crate::copy::copy_and_sum;
 use crate::descriptor::{Descriptor, Descriptors};
 use crate::layout::HEADER_BYTES;
-use crate::mapping::Mapping;
+use crate::mapping::Region;
 use crate::{ArenaLayout, HostError};
 
 /// An arena owned by another process. Clones are the same mapping.
 #[derive(Clone)]
 pub struct MappedArena {
-    mapping: Arc<Mapping>,
+    region: Arc<Region>,
     layout: ArenaLayout,
     descriptors: Descriptors,
 }
 
 impl MappedArena {
-    /// Maps the arena in `file`, as passed by its owner (see [`crate::HostTier::fd`]). Refuses a
-    /// file that is no arena, that has another size than its header says, or that could shrink.
+    /// Maps the arena in `file`, as passed by its owner (see [`crate::HostTier::fd`]), for reading.
+    /// Refuses a file that is no arena, that has another size than its header says, or that could
+    /// shrink.
     pub fn open(file: OwnedFd) -> Result<Self, HostError> {
         let stat = fs::fstat(&file).map_err(HostError::refused("ask for the arena's size"))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
@@ -39,10 +41,10 @@ impl MappedArena {
             });
         }
         let layout = ArenaLayout::decode(&header, file_bytes)?;
-        let mapping = Arc::new(Mapping::open(file, layout.file_bytes())?);
+        let region = Arc::new(Region::open(file, layout.file_bytes())?);
         Ok(Self {
-            descriptors: Descriptors::new(mapping.clone(), layout),
-            mapping,
+            descriptors: Descriptors::new(region.clone(), layout),
+            region,
             layout,
         })
     }
@@ -52,25 +54,39 @@ impl MappedArena {
         &self.layout
     }
 
-    /// The arena's memory, the whole file.
-    pub fn memory(&self) -> Arc<dyn Memory> {
-        self.mapping.clone()
-    }
-
-    /// The payload of a slot; `None` if there is no such slot.
-    pub fn block(&self, slot: SlotId) -> Option<MemorySlice> {
-        let offset = self.layout.payload_offset(slot)?;
-        MemorySlice::new(self.mapping.clone(), offset, self.layout.block_bytes())
-    }
-
     /// What the owner says of a slot; `None` if it holds no block, is changing, or does not exist.
     pub fn descriptor(&self, slot: SlotId) -> Option<Descriptor> {
         self.descriptors.get(slot)
     }
 
-    /// Takes all pages into this process's page table now instead of at their first use.
+    /// Copies the block `key` at `location` into `into`, without asking the owner, and verifies the
+    /// copy: the same descriptor before and after, and the checksum in it.
+    ///
+    /// # Panics
+    /// If `into` is not as long as a block.
+    pub fn fetch(&self, location: Location, key: BlockKey, into: &MemorySlice) -> FetchOutcome {
+        assert_eq!(into.len(), self.layout.block_bytes(), "not a block");
+        let offset = self.layout.payload_offset(location.slot);
+        let wanted = |found: &Descriptor| found.location == location && found.key == key;
+        let found = self.descriptor(location.slot).filter(wanted);
+        let (Some(offset), Some(before), Tier::Host) = (offset, found, location.tier) else {
+            return FetchOutcome::Stale;
+        };
+        let sum: Checksum = copy_and_sum(&self.region, offset, into);
+        if self.descriptor(location.slot) != Some(before) {
+            return FetchOutcome::Stale;
+        }
+        if sum == before.checksum {
+            FetchOutcome::Fetched(sum)
+        } else {
+            FetchOutcome::Corrupt
+        }
+    }
+
+    /// Takes all pages into this process's page table now instead of at their first use, unless
+    /// that would take memory from the system.
     pub fn populate(&self) -> Result<(), HostError> {
-        self.mapping.populate()
+        self.region.populate_read()
     }
 }
 

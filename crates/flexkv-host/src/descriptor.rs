@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use flexkv_block::{BlockKey, Checksum, Location, SlotId};
-use flexkv_ports::Memory as _;
 
 use crate::ArenaLayout;
-use crate::mapping::Mapping;
+use crate::mapping::Region;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub struct Descriptor {
 /// The descriptors of a mapped arena.
 #[derive(Clone)]
 pub(crate) struct Descriptors {
-    mapping: Arc<Mapping>,
+    region: Arc<Region>,
     layout: ArenaLayout,
 }
 
@@ -42,10 +41,10 @@ struct Words {
 }
 
 impl Descriptors {
-    /// The descriptors of `mapping`, whose file has the given layout and at least its size.
-    pub(crate) fn new(mapping: Arc<Mapping>, layout: ArenaLayout) -> Self {
-        assert!(layout.file_bytes() <= mapping.len(), "layout exceeds file");
-        Self { mapping, layout }
+    /// The descriptors in `region`, whose file has the given layout and at least its size.
+    pub(crate) fn new(region: Arc<Region>, layout: ArenaLayout) -> Self {
+        assert!(layout.file_bytes() <= region.len(), "layout exceeds file");
+        Self { region, layout }
     }
 
     /// Says that the slot holds this block.
@@ -94,6 +93,6 @@ impl Descriptors {
         // SAFETY: the descriptor lies inside the mapping (checked in `new`), which `self` keeps; it
         // is aligned, as the mapping begins at a page and descriptors at multiples of 64; all of
         // its words are atomics, and every process accesses them as such.
-        Some(unsafe { &*self.mapping.base().add(offset).cast::<Words>() })
+        Some(unsafe { &*self.region.base().add(offset).cast::<Words>() })
     }
 }

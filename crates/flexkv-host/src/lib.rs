@@ -1,18 +1,20 @@
-//! Host-memory tier: one shared-memory arena of fixed slots with generations.
+//! Host-memory tier: one shared-memory arena of fixed slots with generations, and the transport
+//! between the nodes of one host that reads it in place.
 //!
 //! [`HostTier`] owns the arena, a sealed memory file; [`MappedArena`] is another process's view of
-//! it, to which the owner passed the file. The owner keeps what it must rely on (who may reuse which
-//! slot, which block is where) in memory of its own; what lies in the file is for others to read,
-//! and nothing they write there can confuse the owner.
+//! it, to which [`ShareServer`] handed the file. The owner keeps what it must rely on (who may reuse
+//! which slot, which block is where) in memory of its own; what lies in the file is for others to
+//! read, and nothing they write there can confuse the owner.
 //!
-//! This crate knows nothing of sockets, of how the file gets to another process, or of which block
-//! should be evicted.
+//! This crate knows nothing of engines, of other hosts, or of which block should be evicted.
 
 mod arena;
+mod copy;
 mod descriptor;
 mod error;
 mod layout;
 mod mapping;
+mod share;
 mod slot;
 mod tier;
 
@@ -20,4 +22,5 @@ pub use arena::MappedArena;
 pub use descriptor::Descriptor;
 pub use error::HostError;
 pub use layout::ArenaLayout;
+pub use share::{HostTransport, HostTransportConfig, ShareConfig, ShareServer};
 pub use tier::{HostConfig, HostTier};

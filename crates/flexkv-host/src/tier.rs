@@ -1,7 +1,7 @@
 //! The tier on top of an arena that this process owns. Every call is O(1); only the free list is
 //! shared between slots, and it takes no lock.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
@@ -70,7 +70,7 @@ impl HostTier {
             put_back(&free, SlotId(slot));
         }
         let inner = Inner {
-            descriptors: Descriptors::new(mapping.clone(), layout),
+            descriptors: Descriptors::new(mapping.region().clone(), layout),
             slots: (0..config.slots).map(|_| Slot::default()).collect(),
             mapping,
             layout,
@@ -94,6 +94,11 @@ impl HostTier {
     /// [`crate::MappedArena`].
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.inner.mapping.file()
+    }
+
+    /// The arena's file, opened for reading alone.
+    pub(crate) fn read_only_file(&self) -> Result<OwnedFd, HostError> {
+        self.inner.mapping.read_only_file()
     }
 
     /// The arena's memory, the whole file.

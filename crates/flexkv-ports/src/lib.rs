@@ -24,7 +24,7 @@ pub use futures_util::future::BoxFuture;
 pub use heap::{
     HeapCache, HeapHub, HeapMemory, HeapStagedTier, HeapStore, HeapTier, HeapTransport,
 };
-pub use memory::{Memory, MemorySlice};
+pub use memory::{Memory, MemorySlice, PastCaches, copy_past_caches};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use removals::{RemovalFeed, Removals, Removed};
 pub use staged::{ReadRefusal, StagedBlock, StagedRead, StagedTier, WriteRefusal};

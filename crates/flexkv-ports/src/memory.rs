@@ -4,10 +4,14 @@
 //! access goes through raw copies here, or through `as_ptr` in adapters that hand addresses to the
 //! kernel. Knows nothing of slots or blocks.
 
+mod past_caches;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use flexkv_block::Checksum;
+
+pub use self::past_caches::{PastCaches, copy_past_caches};
 
 /// A stable mapping of readable and writable memory.
 ///

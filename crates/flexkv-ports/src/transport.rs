@@ -48,6 +48,13 @@ pub trait Transport: Send + Sync + 'static {
     /// The scheme of the endpoints it serves, such as `tcp` in `tcp://10.0.0.1:7000`.
     fn scheme(&self) -> &'static str;
 
+    /// Whether the endpoint is one of those that can be reached at all, as far as that can be told
+    /// without trying: its scheme is ours, and it is not, say, the memory of another host.
+    fn reaches(&self, endpoint: &str) -> bool {
+        let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme);
+        scheme == Some(self.scheme())
+    }
+
     /// Fetches `wants` from the peer at `endpoint` within `deadline`. The answer has one entry per
     /// want, in order. Blocks are independent: one may fail and the next arrive.
     /// Dropping the future cancels; buffers then return to their tier once no I/O touches them.

@@ -36,8 +36,17 @@ const ARROWS: &[Arrow] = &[
     arrow("flexkv-index", &["flexkv-block"], &[]),
     arrow("flexkv-ports", &["flexkv-block"], &[]),
     arrow("flexkv-redis", &["flexkv-ports", "flexkv-block"], &[]),
-    arrow("flexkv-tcp", &["flexkv-ports", "flexkv-block"], &[]),
-    arrow("flexkv-host", &["flexkv-ports", "flexkv-block"], &[]),
+    arrow("flexkv-handshake", &["flexkv-block"], &[]),
+    arrow(
+        "flexkv-tcp",
+        &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
+        &[],
+    ),
+    arrow(
+        "flexkv-host",
+        &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
+        &[],
+    ),
     arrow("flexkv-ssd", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-engine", &["flexkv-ports", "flexkv-block"], &[]),
     arrow(
@@ -62,6 +71,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv-engine",
             "flexkv-redis",
             "flexkv-tcp",
+            "flexkv-handshake",
             "flexkv-host",
             "flexkv-index",
             "flexkv-ports",
@@ -78,6 +88,7 @@ const ARROWS: &[Arrow] = &[
         "flexkv-benches",
         &[
             "flexkv-tcp",
+            "flexkv-handshake",
             "flexkv-host",
             "flexkv-index",
             "flexkv-ports",
@@ -91,6 +102,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv",
             "flexkv-engine",
             "flexkv-tcp",
+            "flexkv-handshake",
             "flexkv-index",
             "flexkv-ports",
             "flexkv-block",

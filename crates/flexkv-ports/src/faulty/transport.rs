@@ -110,6 +110,10 @@ impl<T: Transport> Transport for FaultyTransport<T> {
         self.inner.scheme()
     }
 
+    fn reaches(&self, endpoint: &str) -> bool {
+        self.inner.reaches(endpoint)
+    }
+
     fn fetch<'a>(
         &'a self,
         endpoint: &'a str,

@@ -65,3 +65,23 @@ fn copies_and_checksums_cross_the_piece_borders() {
         assert_eq!(into.checksum(), Checksum::of(&bytes), "{len} bytes");
     }
 }
+
+#[test]
+fn bytes_written_past_the_caches_arrive_wherever_they_begin_and_end() {
+    let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
+    for (at, len) in [(0, 0), (0, 1000), (1, 64), (7, 500), (63, 130), (999, 1)] {
+        let slice = slice(1000);
+        let mut writer = PastCaches::new(&slice);
+        writer.write(at, &bytes[..len]);
+        drop(writer);
+        let mut expected = vec![0; 1000];
+        expected[at..at + len].copy_from_slice(&bytes[..len]);
+        assert_eq!(slice.to_vec(), expected, "{len} bytes at {at}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "outside of its slice")]
+fn nothing_is_written_past_the_caches_behind_the_end() {
+    PastCaches::new(&slice(10)).write(5, &[0; 6]);
+}

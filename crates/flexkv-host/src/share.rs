@@ -1,0 +1,21 @@
+//! Shared memory as a transport between nodes of one host: the owner's arena is mapped once, then
+//! blocks are copied out of it and verified without a word to the owner.
+//!
+//! The protocol of the hand-over: `docs/protocol.md`.
+
+mod address;
+mod link;
+mod server;
+mod socket;
+mod transport;
+
+pub use server::{ShareConfig, ShareServer};
+pub use transport::{HostTransport, HostTransportConfig};
+
+/// First bytes that either side sends.
+const MAGIC: [u8; 8] = *b"FKV-SHM\n";
+/// Version of the protocol spoken here.
+const VERSION: u16 = 1;
+
+#[cfg(test)]
+mod tests;
