@@ -12,8 +12,9 @@
 //! - `heads`: from a block to the segment that begins with it; what readers use.
 //! - `matching`, `choice`: the walk down the segments, and which owner to take blocks from.
 //! - `writer`, `store`, `blocks`: the writer, its half of the segments, its table of all blocks.
-//! - `memory`: words and arrays that never move. `owners`: owner ids and sets.
+//! - `memory`: words that never move. `arena`: arrays of them. `owners`: owner ids and sets.
 
+mod arena;
 mod blocks;
 mod choice;
 mod heads;

@@ -31,26 +31,41 @@ impl Shared {
     #[inline]
     fn part<R>(&self, keys: &[BlockKey], mut read: impl FnMut(&Part<'_>) -> R) -> Option<R> {
         let first = keys.first()?.fingerprint();
-        for candidate in self.heads.candidates(first) {
-            let line = self.segments.get(candidate as usize)?;
-            for _ in 0..TRIES {
-                let Some(view) = View::read(line, &self.words) else {
-                    spin_loop();
-                    continue;
-                };
-                let result = view.begins_with(first).then(|| {
-                    read(&Part {
-                        count: view.common(keys),
-                        spans: view.spans(),
-                        words: &self.words,
-                    })
-                });
-                if view.is_current() {
-                    match result {
-                        Some(result) => return Some(result),
-                        None => break,
-                    }
-                }
+        for _ in 0..TRIES {
+            let shard = self.heads.shard(first, &self.words);
+            let mut segments = shard.candidates(first);
+            let found = segments.find_map(|id| self.read_segment(id, keys, &mut read));
+            if found.is_some() || self.heads.is_current(first, shard) {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// Reads a segment if it begins with the first key.
+    #[inline]
+    fn read_segment<R>(
+        &self,
+        id: u32,
+        keys: &[BlockKey],
+        read: &mut impl FnMut(&Part<'_>) -> R,
+    ) -> Option<R> {
+        let first = keys.first()?.fingerprint();
+        let line = self.segments.get(id as usize)?;
+        for _ in 0..TRIES {
+            let Some(view) = View::read(line, &self.words) else {
+                spin_loop();
+                continue;
+            };
+            let result = view.begins_with(first).then(|| {
+                read(&Part {
+                    count: view.common(keys),
+                    spans: view.spans(),
+                    words: &self.words,
+                })
+            });
+            if view.is_current() {
+                return result;
             }
         }
         None

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use flexkv_block::BlockKey;
 
-use super::memory::{Array, Line, Words};
+use super::arena::Array;
+use super::memory::{Line, Words};
 use super::owners::OwnerId;
 
 const SEQUENCE: usize = 0;
@@ -25,6 +26,9 @@ const BLOCKS: usize = 3;
 const SPANS: usize = 4;
 /// A single span lies in the header itself.
 const INLINE: usize = 5;
+
+/// Fingerprint of the block before the first one, 0 if that is not known. Readers do not look at it.
+const PARENT: usize = 7;
 
 /// Words of a span.
 const SPAN_WORDS: usize = 2;
@@ -241,6 +245,15 @@ impl<'a> Segment<'a> {
 
     pub(super) fn head(self) -> u64 {
         self.line.0[HEAD].load(Ordering::Relaxed)
+    }
+
+    /// The block before the first one, if that is known.
+    pub(super) fn parent(self) -> Option<u64> {
+        Some(self.line.0[PARENT].load(Ordering::Relaxed)).filter(|parent| *parent != 0)
+    }
+
+    pub(super) fn set_parent(self, parent: Option<u64>) {
+        self.line.0[PARENT].store(parent.unwrap_or(0), Ordering::Relaxed);
     }
 
     pub(super) fn fingerprints(self) -> &'a [AtomicU64] {

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flexkv_block::Location;
 
 use super::Shared;
-use super::heads::HeadsWriter;
-use super::memory::{Arena, Array, Line, copy, lines};
+use super::arena::{Arena, Array};
+use super::blocks::{MAX_SEGMENT_LEN, MAX_SEGMENTS};
+use super::heads::{Heads, HeadsWriter};
+use super::memory::{Line, Words, copy, lines};
 use super::owners::{OwnerId, OwnerSet};
 use super::segment::{Segment, Span, span_words};
 
@@ -38,6 +40,25 @@ fn write(words: &[AtomicU64], locations: &[Location]) {
     }
 }
 
+/// Adds a span that came from a segment whose first block is now at `base`.
+fn append_span(spans: &mut Vec<Span>, span: &Span, base: usize, words: &Words, arena: &mut Arena) {
+    let (start, end) = (span.start + base, span.end + base);
+    let touches = |other: &&mut Span| other.owner == span.owner && other.end == start;
+    let Some(before) = spans.iter_mut().find(touches) else {
+        spans.push(Span {
+            start,
+            end,
+            ..*span
+        });
+        return;
+    };
+    let (used, need) = (before.len(), before.len() + span.len());
+    before.locations = arena.fitted(words, before.locations, used, need, MAX_SEGMENT_LEN);
+    before.end = end;
+    copy(span.locations(words), &before.locations(words)[used..]);
+    arena.retire(span.locations);
+}
+
 impl Store {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
@@ -56,14 +77,18 @@ impl Store {
         segment(&self.shared, id)
     }
 
-    /// An empty segment; `None` when all numbers are in use.
-    pub(super) fn create(&mut self) -> Option<u32> {
-        if let Some(id) = self.free.pop() {
-            return Some(id);
-        }
-        let id = self.made;
-        self.made = id.checked_add(1).filter(|made| *made < u32::MAX)?;
-        self.shared.segments.grow(id as usize, lines);
+    /// An empty segment for blocks behind `parent`; `None` when all numbers are in use.
+    pub(super) fn create(&mut self, parent: Option<u64>) -> Option<u32> {
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => {
+                let id = self.made;
+                self.made = id.checked_add(1).filter(|made| *made < MAX_SEGMENTS)?;
+                self.shared.segments.grow(id as usize, lines);
+                id
+            }
+        };
+        self.segment(id).set_parent(parent);
         Some(id)
     }
 
@@ -76,7 +101,7 @@ impl Store {
         let segment = segment(shared, id);
         let (old, base) = segment.blocks();
         let len = base + fingerprints.len();
-        let array = arena.fitted(&shared.words, old, base, len);
+        let array = arena.fitted(&shared.words, old, base, len, MAX_SEGMENT_LEN);
         for (word, fingerprint) in array.slice(&shared.words, len)[base..]
             .iter()
             .zip(fingerprints)
@@ -84,10 +109,12 @@ impl Store {
             word.store(*fingerprint, Ordering::Relaxed);
         }
         segment.publish(|| segment.set_blocks(array, len));
-        arena.reclaim();
+        arena.reclaim(&self.shared.words);
         if base == 0 {
             let head_of = |id| self::segment(shared, id).head();
-            self.heads.insert(&shared.heads, *first, id, head_of);
+            let memory = (&shared.words, arena);
+            self.heads
+                .insert(&shared.heads, memory, *first, id, head_of);
         }
     }
 
@@ -98,12 +125,13 @@ impl Store {
         let segment = segment(shared, id);
         let (old, _) = segment.blocks();
         if len == 0 {
-            self.heads.remove(&shared.heads, segment.head(), id);
+            let memory = (&shared.words, &mut *arena);
+            self.heads.remove(&shared.heads, memory, segment.head(), id);
             self.free.push(id);
         }
-        let array = arena.fitted(&shared.words, old, len, len);
+        let array = arena.fitted(&shared.words, old, len, len, len);
         segment.publish(|| segment.set_blocks(array, len));
-        arena.reclaim();
+        arena.reclaim(&self.shared.words);
     }
 
     /// Lets the owner hold the blocks from `start` on.
@@ -131,12 +159,18 @@ impl Store {
         let (words, arena) = (&self.shared.words, &mut self.arena);
         let end = span.end.max(start + locations.len());
         let mut extended = Span { end, ..span };
-        extended.locations = arena.fitted(words, span.locations, span.len(), extended.len());
+        extended.locations = arena.fitted(
+            words,
+            span.locations,
+            span.len(),
+            extended.len(),
+            MAX_SEGMENT_LEN,
+        );
         write(&extended.locations(words)[start - span.start..], locations);
         if extended != span {
             let segment = segment(&self.shared, id);
             segment.publish(|| segment.set_span(index, &extended));
-            arena.reclaim();
+            arena.reclaim(&self.shared.words);
             self.replicas += extended.len() - span.len();
         }
     }
@@ -194,10 +228,13 @@ impl Store {
     fn shorten(&mut self, id: u32, index: usize, span: Span, end: usize) {
         let (words, arena) = (&self.shared.words, &mut self.arena);
         let mut shorter = Span { end, ..span };
-        shorter.locations = arena.fitted(words, span.locations, shorter.len(), shorter.len());
+        shorter.locations = {
+            let len = shorter.len();
+            arena.fitted(words, span.locations, len, len, len)
+        };
         let segment = segment(&self.shared, id);
         segment.publish(|| segment.set_span(index, &shorter));
-        arena.reclaim();
+        arena.reclaim(&self.shared.words);
         self.replicas -= span.len() - shorter.len();
     }
 
@@ -221,7 +258,7 @@ impl Store {
             let left = &mut self.spans[index];
             left.end = start.max(left.start);
             let need = left.len();
-            left.locations = arena.fitted(words, span.locations, need, need);
+            left.locations = arena.fitted(words, span.locations, need, need, need);
         }
         self.spans.retain(|span| span.len() > 0);
         self.spans.sort_unstable_by_key(Span::order);
@@ -251,6 +288,40 @@ impl Store {
         spans.iter().map(|span| span.end).max().unwrap_or(0)
     }
 
+    /// Moves all of `back` to the end of `front`, where there is room. Then `back` is free.
+    pub(super) fn join(&mut self, front: u32, back: u32) {
+        self.load(back);
+        let moved = self.spans.clone();
+        self.load(front);
+        let (shared, arena, spans) = (&*self.shared, &mut self.arena, &mut self.spans);
+        let words = &shared.words;
+        let (target, source) = (segment(shared, front), segment(shared, back));
+        let (old, base) = target.blocks();
+        let len = base + source.len();
+        let array = arena.fitted(words, old, base, len, MAX_SEGMENT_LEN);
+        copy(source.fingerprints(), &array.slice(words, len)[base..]);
+        for span in &moved {
+            append_span(spans, span, base, words, arena);
+        }
+        spans.sort_unstable_by_key(Span::order);
+        let need = span_words(spans.len());
+        let span_array = arena.fitted(words, target.span_array(), 0, need, need);
+        target.publish(|| {
+            target.set_blocks(array, len);
+            target.set_spans(span_array, spans);
+        });
+        arena.retire(source.blocks().0);
+        arena.retire(source.span_array());
+        source.publish(|| {
+            source.set_blocks(Array::default(), 0);
+            source.set_spans(Array::default(), &[]);
+        });
+        arena.reclaim(words);
+        self.heads
+            .remove(&shared.heads, (words, arena), source.head(), back);
+        self.free.push(back);
+    }
+
     fn load(&mut self, id: u32) {
         self.spans.clear();
         self.spans.extend(segment(&self.shared, id).spans().iter());
@@ -261,9 +332,14 @@ impl Store {
         let need = span_words(self.spans.len());
         let array = self
             .arena
-            .fitted(&self.shared.words, segment.span_array(), 0, need);
+            .fitted(&self.shared.words, segment.span_array(), 0, need, need);
         segment.publish(|| segment.set_spans(array, &self.spans));
-        self.arena.reclaim();
+        self.arena.reclaim(&self.shared.words);
+    }
+
+    /// Whether nothing should be added any more.
+    pub(super) fn is_full(&self) -> bool {
+        self.arena.is_full()
     }
 
     /// Ids of segments made so far, in use or not.
@@ -280,9 +356,7 @@ impl Store {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.arena.touched() * size_of::<AtomicU64>()
-            + self.made as usize * size_of::<Line>()
-            + self.heads.bytes()
+        self.arena.bytes() + self.made as usize * size_of::<Line>() + size_of::<Heads>()
     }
 
     /// Words of the arena in use.

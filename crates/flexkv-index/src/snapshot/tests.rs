@@ -216,6 +216,45 @@ fn growing_loses_nothing() {
     assert_empty(&writer, &reader);
 }
 
+#[test]
+fn a_chain_that_came_in_pieces_becomes_few_segments() {
+    let (mut writer, reader) = snapshot();
+    let owners = [(); 2].map(|()| live_owner(&mut writer));
+    let prompt: Vec<u64> = (1..=600).collect();
+    for start in (0..prompt.len()).rev() {
+        let parent = start.checked_sub(1).map(|parent| prompt[parent]);
+        let block = &prompt[start..=start];
+        for owner in &owners[..1 + start % 2] {
+            writer.add_run(*owner, parent, block, &locations(*owner, block));
+        }
+    }
+    add(&mut writer, owners[1], &prompt[300..]);
+    assert_eq!(reader.stats().segments, 600);
+    let before = find(&reader, &prompt, None, &NOBODY);
+    while reader.stats().segments > 4 {
+        let segments = reader.stats().segments;
+        (0..50).for_each(|_| assert!(writer.sweep(1024)));
+        assert!(reader.stats().segments < segments, "{segments} remain");
+    }
+    assert_eq!(find(&reader, &prompt, None, &NOBODY), before);
+    for (owner, expected) in [(owners[0], 600), (owners[1], 450)] {
+        let mut held = Vec::new();
+        reader.holds(&keys(&prompt), owner, &mut held);
+        assert_eq!(held.iter().filter(|held| **held).count(), expected);
+    }
+    let mut places = Vec::new();
+    reader.locate(&keys(&prompt), run(owners[0], 0, 600), &mut places);
+    let expected: Vec<_> = locations(owners[0], &prompt)
+        .into_iter()
+        .map(Some)
+        .collect();
+    assert_eq!(places, expected);
+    owners
+        .iter()
+        .for_each(|owner| writer.remove(*owner, &prompt));
+    assert_empty(&writer, &reader);
+}
+
 /// How the fingerprints of blocks 0, 1, 2 .. are made.
 #[derive(Clone, Copy, Debug)]
 enum Numbers {

@@ -15,6 +15,8 @@ use super::{Shared, SnapshotStats};
 
 /// Blocks whose places are looked up together.
 const AHEAD: usize = 16;
+/// Segments that are swept for each that is looked at for joining, which takes longer.
+const SWEPT_PER_JOIN: usize = 16;
 
 /// The one writer of a snapshot. Readers see what it does at once and never wait for it.
 pub struct SnapshotWriter {
@@ -24,6 +26,10 @@ pub struct SnapshotWriter {
     owners: OwnerBook,
     /// The next segment to sweep.
     swept: u32,
+    /// The next segment that may be joined to the one before it.
+    joined: u32,
+    /// Whether there may be something to join that the round before did not see.
+    unsettled: bool,
     max_segment_len: usize,
 }
 
@@ -35,6 +41,8 @@ impl SnapshotWriter {
             blocks: BlockTable::new(),
             owners: OwnerBook::new(),
             swept: 0,
+            joined: 0,
+            unsettled: false,
             max_segment_len: max_segment_len.clamp(1, MAX_SEGMENT_LEN),
         }
     }
@@ -59,7 +67,8 @@ impl SnapshotWriter {
         self.owners.close(owner);
     }
 
-    /// Sweeps removed owners out of up to `segments` segments. True when nothing is left to do.
+    /// Sweeps removed owners out of up to `segments` segments, and joins a few that follow each other
+    /// to one. True when no removed owner is left.
     pub fn sweep(&mut self, segments: usize) -> bool {
         for _ in 0..segments {
             if !self.owners.is_sweeping() && !self.owners.start_sweep() {
@@ -76,13 +85,61 @@ impl SnapshotWriter {
                 self.swept = 0;
             }
         }
+        self.join_some(segments.div_ceil(SWEPT_PER_JOIN));
         self.publish_stats();
         self.owners.is_idle()
     }
 
+    /// Goes on with a round over all segments, which joins those that it can; begins another one if
+    /// segments came or became shorter meanwhile.
+    fn join_some(&mut self, segments: usize) {
+        for _ in 0..segments {
+            if self.joined == 0 && !std::mem::take(&mut self.unsettled) {
+                return;
+            }
+            if self.joined < self.store.made() {
+                self.join(self.joined);
+                self.joined += 1;
+            }
+            if self.joined == self.store.made() {
+                self.joined = 0;
+            }
+        }
+    }
+
+    /// Moves a segment to the end of the one that it follows, if they have room in one and it is not
+    /// much longer. So whenever a block moves, its segment has grown by a quarter or more, and no
+    /// block moves often.
+    fn join(&mut self, id: u32) {
+        let back = self.store.segment(id);
+        let Some(parent) = back.parent().filter(|_| back.len() > 0) else {
+            return;
+        };
+        let Some(end) = self.find(parent).filter(|at| at.segment != id) else {
+            return;
+        };
+        let front = self.store.segment(end.segment).len();
+        let fits = front + back.len() <= self.max_segment_len && back.len() <= 4 * front;
+        if end.offset + 1 != front || !fits {
+            return;
+        }
+        for (offset, word) in back.fingerprints().iter().enumerate() {
+            let from = Position {
+                segment: id,
+                offset,
+            };
+            let fingerprint = word.load(Ordering::Relaxed);
+            self.blocks
+                .relocate(fingerprint, from, end.plus(1 + offset));
+        }
+        self.store.join(end.segment, id);
+        self.unsettled = true;
+    }
+
     /// Adds a run of consecutive blocks. `parent` is the fingerprint of the block before the run;
     /// it only saves memory and time, so it need not be known. Blocks that the owner already holds
-    /// get the new location. Owners that are not (or no longer) there are ignored.
+    /// get the new location. Owners that are not (or no longer) there are ignored, and so is all that
+    /// comes when the index has 64 GiB.
     pub fn add_run(
         &mut self,
         owner: OwnerId,
@@ -90,22 +147,27 @@ impl SnapshotWriter {
         fingerprints: &[u64],
         locations: &[Location],
     ) {
-        if !self.owners.is_open(owner) {
+        if !self.owners.is_open(owner) || self.store.is_full() {
             return;
         }
         let len = fingerprints.len().min(locations.len());
         let (mut run, mut locations) = (&fingerprints[..len], &locations[..len]);
+        let mut parent = parent;
         let mut before = parent.and_then(|parent| self.find(parent));
         while let Some(first) = run.first() {
             let known = self
                 .find_near(before, *first)
                 .map(|at| (at, self.common(at, run)));
-            let Some((at, count)) = known.or_else(|| self.store_new(before, run)) else {
+            let Some((at, count)) = known.or_else(|| self.store_new(parent, before, run)) else {
                 break;
             };
             self.store
                 .cover(at.segment, owner, at.offset, &locations[..count]);
+            if at.offset == 0 && parent.is_some() {
+                self.note_parent(at.segment, parent);
+            }
             before = Some(at.plus(count - 1));
+            parent = run[..count].last().copied();
             run = &run[count..];
             locations = &locations[count..];
         }
@@ -186,19 +248,36 @@ impl SnapshotWriter {
         stored.iter().zip(run).take_while(same).count()
     }
 
-    /// Stores the leading blocks of `run` that nobody has: behind `before` if a segment with room
-    /// ends there, else in a new segment. Returns where, and how many.
-    fn store_new(&mut self, before: Option<Position>, run: &[u64]) -> Option<(Position, usize)> {
+    /// Notes which block a segment follows, if that was not known.
+    fn note_parent(&mut self, id: u32, parent: Option<u64>) {
+        let segment = self.store.segment(id);
+        if segment.parent().is_none() {
+            segment.set_parent(parent);
+            self.unsettled = true;
+        }
+    }
+
+    /// Stores the leading blocks of `run`, which nobody has and which follow `parent`: behind `before`
+    /// if a segment with room ends there, else in a new segment. Returns where, and how many.
+    fn store_new(
+        &mut self,
+        parent: Option<u64>,
+        before: Option<Position>,
+        run: &[u64],
+    ) -> Option<(Position, usize)> {
         let tail = before.map(|before| before.plus(1)).filter(|next| {
             let len = self.store.segment(next.segment).len();
             next.offset == len && len < self.max_segment_len
         });
         let at = match tail {
             Some(at) => at,
-            None => Position {
-                segment: self.store.create()?,
-                offset: 0,
-            },
+            None => {
+                self.unsettled = true;
+                Position {
+                    segment: self.store.create(parent)?,
+                    offset: 0,
+                }
+            }
         };
         let room = self.max_segment_len - at.offset;
         let count = self.claim(at, &run[..run.len().min(room)]);
@@ -250,5 +329,6 @@ impl SnapshotWriter {
             self.blocks.remove(fingerprint(word), at);
         }
         self.store.cut(id, held);
+        self.unsettled = true;
     }
 }

@@ -30,7 +30,7 @@ fn disturb(writer: &mut SnapshotWriter, prompts: &[Vec<u64>], stop: &AtomicBool)
             }
             1..80 => writer.remove(owner, run),
             80..100 => {
-                writer.sweep(2);
+                writer.sweep(40);
             }
             _ => {
                 let parent = start.checked_sub(1).map(|parent| prompt[parent]);

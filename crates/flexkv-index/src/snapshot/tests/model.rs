@@ -92,6 +92,18 @@ enum Op {
         len: usize,
         order: Order,
     },
+    /// A conversation goes on at an owner, which then holds it from the start.
+    Turn {
+        owner: usize,
+        prompt: usize,
+        len: usize,
+    },
+    /// An owner needs room: a conversation loses its end there, or all.
+    Evict {
+        owner: usize,
+        prompt: usize,
+        keep: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,18 +120,22 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Order::Backward),
         Just(Order::EverySecond)
     ];
+    let conversation = (owner, prompt, 0..80usize);
+    let (owner, prompt) = (any::<usize>(), any::<usize>());
     let place = (owner, prompt, 0..40usize, 1..40usize);
     prop_oneof![
         1 => Just(Op::AddOwner),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(owner, live)| Op::SetLive { owner, live }),
         1 => any::<usize>().prop_map(|owner| Op::RemoveOwner { owner }),
-        2 => (0..6usize).prop_map(|segments| Op::Sweep { segments }),
+        3 => (0..200usize).prop_map(|segments| Op::Sweep { segments }),
         12 => (place.clone(), any::<bool>()).prop_map(
             |((owner, prompt, start, len), parent)| Op::Add { owner, prompt, start, len, parent }
         ),
         8 => (place, order).prop_map(
             |((owner, prompt, start, len), order)| Op::Remove { owner, prompt, start, len, order }
         ),
+        6 => conversation.clone().prop_map(|(owner, prompt, len)| Op::Turn { owner, prompt, len }),
+        3 => conversation.prop_map(|(owner, prompt, keep)| Op::Evict { owner, prompt, keep }),
     ]
 }
 
@@ -151,7 +167,7 @@ impl Check {
     fn part(&self, prompt: usize, start: usize, len: usize) -> (Option<u64>, Vec<u64>) {
         let prompt = &self.prompts[prompt % self.prompts.len()];
         let start = start % prompt.len();
-        let end = (start + len).min(prompt.len());
+        let end = start.saturating_add(len).min(prompt.len());
         let parent = start.checked_sub(1).map(|parent| prompt[parent]);
         (parent, prompt[start..end].to_vec())
     }
@@ -213,6 +229,20 @@ impl Check {
                     return;
                 };
                 self.remove(owner, prompt, start, len, order);
+            }
+            Op::Turn { owner, prompt, len } => {
+                if let Some(owner) = model.owner(owner) {
+                    self.add(owner, prompt, 0, len, true);
+                }
+            }
+            Op::Evict {
+                owner,
+                prompt,
+                keep,
+            } => {
+                if let Some(owner) = model.owner(owner) {
+                    self.remove(owner, prompt, keep, usize::MAX, Order::Backward);
+                }
             }
         }
     }
