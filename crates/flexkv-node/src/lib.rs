@@ -192,6 +192,9 @@ impl Node {
         counters.filling_slots.set(usage.filling as f64);
         counters.block_slots.set(usage.blocks as f64);
         counters.pinned_slots.set(usage.pinned as f64);
+        let known = self.shared.snapshot.stats();
+        counters.known_blocks.set(known.blocks as f64);
+        counters.known_replicas.set(known.replicas as f64);
     }
 
     /// Leaves the cluster: peers forget this node at once instead of after its lease. Loads end,

@@ -14,7 +14,7 @@ use flexkv_host::{HostConfig, HostTier};
 use flexkv_node::{Node, NodeConfig, NodePorts};
 use flexkv_ports::{KvCache, MetadataStore};
 use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
-use metrics::{Gauge, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
 use crate::config::{Advertise, MemorySetting};
 
@@ -41,7 +41,7 @@ pub struct Instance {
     node: Arc<Node>,
     server: TcpServer,
     engines: Option<EngineServer>,
-    sessions: Gauge,
+    metrics: ServerMetrics,
     endpoint: String,
 }
 
@@ -92,12 +92,12 @@ impl Instance {
             )
         };
         let engines = spec.socket.map(serve).transpose();
-        let sessions = sessions(recorder, &name);
+        let metrics = ServerMetrics::register(recorder, &name);
         Ok(Self {
             engines: engines.context("cannot serve engines")?,
             node,
             server,
-            sessions,
+            metrics,
             endpoint,
         })
     }
@@ -112,13 +112,18 @@ impl Instance {
         self.node.peers()
     }
 
-    /// Brings the gauges up to what is true now; for whoever is about to read them.
+    /// Brings the metrics up to what is true now; for whoever is about to read them.
     pub fn observer(&self) -> impl Fn() + Send + Sync + use<> {
-        let (node, gauge) = (self.node.clone(), self.sessions.clone());
+        let (node, metrics) = (self.node.clone(), self.metrics.clone());
         let sessions = self.engines.as_ref().map(EngineServer::count_sessions);
+        let served = self.server.count_served();
         move || {
             node.observe();
-            gauge.set(sessions.as_ref().map_or(0, |count| count()) as f64);
+            let sessions = sessions.as_ref().map_or(0, |count| count());
+            metrics.sessions.set(sessions as f64);
+            let served = served();
+            metrics.served_blocks.absolute(served.blocks);
+            metrics.served_bytes.absolute(served.bytes);
         }
     }
 
@@ -137,13 +142,31 @@ impl Instance {
     }
 }
 
-/// The gauge of attached engines, which is no affair of the node itself.
-fn sessions(recorder: &dyn Recorder, node: &str) -> Gauge {
-    let name = "flexkv_sessions";
-    let help = "Engine processes that are attached";
-    recorder.describe_gauge(name.into(), Some(Unit::Count), help.into());
-    let key = Key::from_parts(name, vec![Label::new("node", node.to_owned())]);
-    recorder.register_gauge(&key, &Metadata::new(module_path!(), Level::INFO, None))
+/// What the servers around a node count, which is no affair of the node itself.
+#[derive(Clone)]
+struct ServerMetrics {
+    sessions: Gauge,
+    served_blocks: Counter,
+    served_bytes: Counter,
+}
+
+impl ServerMetrics {
+    fn register(recorder: &dyn Recorder, node: &str) -> Self {
+        let metadata = Metadata::new(module_path!(), Level::INFO, None);
+        let key = |name| Key::from_parts(name, vec![Label::new("node", node.to_owned())]);
+        let counter = |name: &'static str, help: &'static str| {
+            recorder.describe_counter(name.into(), Some(Unit::Count), help.into());
+            recorder.register_counter(&key(name), &metadata)
+        };
+        let sessions = "flexkv_sessions";
+        let help = "Engine processes that are attached";
+        recorder.describe_gauge(sessions.into(), Some(Unit::Count), help.into());
+        Self {
+            sessions: recorder.register_gauge(&key(sessions), &metadata),
+            served_blocks: counter("flexkv_served_blocks_total", "Blocks sent to peers"),
+            served_bytes: counter("flexkv_served_bytes_total", "Bytes of those"),
+        }
+    }
 }
 
 fn endpoint(listening: SocketAddr, advertise: Option<Advertise>) -> String {
