@@ -19,8 +19,6 @@ pub const LOG_FRAMING: u64 = 110;
 pub const CURSOR_BYTES: u64 = 125;
 /// What listing one member takes, both ways.
 pub const MEMBER_BYTES: u64 = 500;
-/// An entry without changes, and what stands around it.
-const EMPTY_ENTRY: u64 = 16 + ENTRY_FRAMING + LOG_FRAMING;
 
 /// One node's view of the cluster and of what it may spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +50,6 @@ impl Share {
     /// How often to list the members, if once in `interval` is wanted: an eighth of the budget.
     pub fn members_interval(&self, interval: Duration) -> Duration {
         interval.max(self.time(self.by_all_from_all(MEMBER_BYTES), 8))
-    }
-
-    /// How many renewals, made every `interval`, an idle log goes without an entry: a sixteenth of
-    /// the budget.
-    pub fn renewals_per_probe(&self, interval: Duration) -> u32 {
-        let needed = self.time(self.by_all_from_all(EMPTY_ENTRY), 16).as_nanos();
-        u32::try_from(needed / interval.as_nanos().max(1)).unwrap_or(u32::MAX - 1) + 1
     }
 
     /// How long from one reading of all logs to the next: a request names every log, so it costs

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use flexkv_block::Location;
 
-use crate::log::Batch;
+use crate::log::{Batch, MAX_ENTRY_BLOCKS};
 use crate::pace::Share;
 use crate::record::{NodeInfo, NodeRecord};
 use crate::residency::LiveSet;
@@ -81,8 +81,6 @@ pub struct Publisher {
     renew_at: Duration,
     /// Logs still to be renewed in this round.
     renewals: VecDeque<u32>,
-    /// Rounds of renewals since the store took the last entry.
-    quiet_renewals: u32,
     retry_at: Option<Duration>,
     failures: u32,
     /// Sequence, and time of the first change, of the latest entries.
@@ -114,7 +112,6 @@ impl Publisher {
             flight: None,
             renew_at: Duration::ZERO,
             renewals: VecDeque::new(),
-            quiet_renewals: 0,
             retry_at: None,
             failures: 0,
             times: VecDeque::new(),
@@ -202,13 +199,19 @@ impl Publisher {
     /// How many of `wanted` blocks fit the batch, after sealing a full one: at least one. `None` if
     /// the queue ran over.
     fn make_room(&mut self, now: Duration, wanted: usize) -> Option<usize> {
-        if self.batch.room() == 0 {
+        if self.room_in(&self.batch) == 0 {
             self.seal_batch(now);
         }
         if self.batch.is_empty() {
             self.batch_since = now;
         }
-        (self.phase == Phase::Open).then(|| wanted.min(self.batch.room()))
+        (self.phase == Phase::Open).then(|| wanted.min(self.room_in(&self.batch)))
+    }
+
+    /// How many more blocks fit an entry.
+    fn room_in(&self, batch: &Batch) -> usize {
+        let most = self.config.max_entry_blocks.clamp(1, MAX_ENTRY_BLOCKS);
+        most.saturating_sub(batch.blocks())
     }
 
     /// Publishes everything again in a new log, as if the store had lost it. For whoever finds that

@@ -84,11 +84,11 @@ impl Publisher {
                 mut locations,
             } = run;
             while !fingerprints.is_empty() {
-                if batch.room() == 0 {
+                if self.room_in(&batch) == 0 {
                     let full = Entry::Checkpoint(std::mem::take(&mut batch));
                     self.push_entry(&full, std::mem::take(&mut create));
                 }
-                let n = fingerprints.len().min(batch.room());
+                let n = fingerprints.len().min(self.room_in(&batch));
                 batch.add(parent, &fingerprints[..n], &locations[..n]);
                 parent = Some(fingerprints[n - 1]);
                 (fingerprints, locations) = (&fingerprints[n..], &locations[n..]);

@@ -42,7 +42,6 @@ impl Publisher {
                 self.renewed(epoch, lease_kept, log_kept);
                 if self.renewals.is_empty() {
                     self.renew_at = now + self.config.lease_ttl / 3;
-                    self.probe(now);
                 }
             }
             Flight::Steps(n) => {
@@ -68,18 +67,6 @@ impl Publisher {
         }
     }
 
-    /// Appends an entry without changes to a log that got none for a while: only an append shows
-    /// that the log's end was lost, as happens when the store fails over to a late replica. The more
-    /// nodes read it, the rarer.
-    fn probe(&mut self, now: Duration) {
-        let interval = self.config.lease_ttl / 3;
-        self.quiet_renewals = self.quiet_renewals.saturating_add(1);
-        let due = self.quiet_renewals > self.share.renewals_per_probe(interval);
-        if due && self.phase == Phase::Open && self.steps.is_empty() && self.batch.is_empty() {
-            self.push_delta(Batch::default(), now);
-        }
-    }
-
     fn step_done(&mut self, now: Duration, step: Step, lost: bool, log_kept: bool) {
         match step {
             Step::Append { bytes, kind, .. } => {
@@ -89,7 +76,6 @@ impl Publisher {
                         self.republish();
                     }
                 } else {
-                    self.quiet_renewals = 0;
                     self.stats.entries += 1;
                     self.stats.bytes += bytes.len() as u64;
                     if self.phase == Phase::Opening {

@@ -243,7 +243,7 @@ fn a_store_that_cannot_be_reached_costs_no_checkpoint() {
 }
 
 #[test]
-fn renewals_come_three_to_a_lease_and_an_idle_log_gets_an_entry() {
+fn renewals_come_three_to_a_lease_and_an_idle_log_gets_nothing_else() {
     let config = PublisherConfig {
         lease_ttl: 900 * MS,
         ..PublisherConfig::default()
@@ -251,10 +251,10 @@ fn renewals_come_three_to_a_lease_and_an_idle_log_gets_an_entry() {
     let mut publisher = settled(config);
     assert_eq!(publisher.poll_timeout(), Some(300 * MS));
     assert_eq!(publisher.poll(299 * MS, &Unasked), None);
-    let busy = drain(&mut publisher, 300 * MS, &Unasked);
-    assert_eq!(summary(&busy), ["renew 1: epoch 1"], "not idle so far");
-    let idle = drain(&mut publisher, 600 * MS, &Unasked);
-    assert_eq!(summary(&idle), ["renew 1: epoch 1", "append 1: d0@3"]);
+    for round in 1..5 {
+        let idle = drain(&mut publisher, 300 * MS * round, &Unasked);
+        assert_eq!(summary(&idle), ["renew 1: epoch 1"]);
+    }
 }
 
 #[test]
@@ -382,24 +382,4 @@ fn a_change_waits_no_longer_than_the_longest_interval() {
         assert_eq!(publisher.interval(), 300 * MS);
         assert_eq!(publisher.stats().over_budget, u64::from(n - 1));
     }
-}
-
-#[test]
-fn idle_logs_of_a_large_cluster_are_probed_rarely() {
-    let config = PublisherConfig {
-        lease_ttl: 300 * MS,
-        ..PublisherConfig::default()
-    };
-    let mut publisher = settled(config);
-    let mut share = Share::alone(1_000_000);
-    (share.nodes, share.active) = (20, 1);
-    publisher.set_share(share);
-    let quiet = share.renewals_per_probe(100 * MS);
-    assert!(quiet > 5, "{quiet}");
-    let before = publisher.stats().entries;
-    for n in 1..=10 * quiet {
-        drain(&mut publisher, 100 * MS * n, &Unasked);
-    }
-    let probes = publisher.stats().entries - before;
-    assert!((8..=10).contains(&probes), "{probes}");
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::log::MAX_ENTRY_BLOCKS;
+
 /// How a publisher goes about it.
 #[derive(Clone, Debug)]
 pub struct PublisherConfig {
@@ -15,6 +17,8 @@ pub struct PublisherConfig {
     pub batch_interval_max: Duration,
     /// How long lease and log outlive the last renewal.
     pub lease_ttl: Duration,
+    /// Most blocks of one entry; [`MAX_ENTRY_BLOCKS`] at most.
+    pub max_entry_blocks: usize,
     /// Most bytes appended in one action, unless a single entry is longer.
     pub max_append_bytes: usize,
     /// Most bytes of changes waiting for the store; over that they are dropped, and a checkpoint is
@@ -34,6 +38,7 @@ impl Default for PublisherConfig {
             batch_interval: Duration::from_millis(2),
             batch_interval_max: Duration::from_secs(5),
             lease_ttl: Duration::from_secs(10),
+            max_entry_blocks: MAX_ENTRY_BLOCKS,
             max_append_bytes: 512 << 10,
             max_queue_bytes: 16 << 20,
             retry_min: Duration::from_millis(20),
