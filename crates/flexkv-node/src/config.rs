@@ -18,8 +18,21 @@ pub struct NodeConfig {
     pub endpoints: Vec<String>,
     /// How long the metadata store keeps this node's lease unless it is renewed.
     pub lease: Duration,
-    /// How long changes are gathered before they are published together.
+    /// How long changes are gathered before they are published together; longer in a large or busy
+    /// cluster, see [`Self::store_bytes_per_second`].
     pub batch_interval: Duration,
+    /// How long they are gathered at most.
+    pub batch_interval_max: Duration,
+    /// What all nodes together may exchange with the metadata store in a second; must be the same in
+    /// all of them. Intervals grow with the cluster and its changes so that this holds.
+    pub store_bytes_per_second: u64,
+    /// Most bytes of changes that wait for a store that does not answer; over that they are dropped
+    /// and everything held is published anew when it does.
+    pub log_queue_bytes: usize,
+    /// Most blocks of one entry of the log, up to 4096: a change of more is published in several.
+    pub log_entry_blocks: usize,
+    /// A log is not begun anew before it has this many bytes of changes.
+    pub log_rotate_bytes: usize,
     /// How often the list of members is read.
     pub members_interval: Duration,
     /// How long a peer may be missing from the list before its blocks are forgotten.
@@ -42,6 +55,11 @@ impl NodeConfig {
             endpoints: Vec::new(),
             lease: Duration::from_secs(10),
             batch_interval: Duration::from_millis(2),
+            batch_interval_max: Duration::from_secs(5),
+            store_bytes_per_second: 100_000_000,
+            log_queue_bytes: 16 << 20,
+            log_entry_blocks: 4096,
+            log_rotate_bytes: 1 << 20,
             members_interval: Duration::from_secs(2),
             gone_after: Duration::from_secs(5),
             fetch_timeout: Duration::from_secs(1),

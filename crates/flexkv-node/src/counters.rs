@@ -41,6 +41,8 @@ pub(crate) struct Counters {
     pub(crate) local_corrupt: Counter,
     pub(crate) store_errors: Counter,
     pub(crate) publish_appends: Counter,
+    pub(crate) over_budget: Counter,
+    pub(crate) batch_interval: Gauge,
     pub(crate) peer_loaded: Counter,
     pub(crate) peer_gone: Counter,
     pub(crate) peer_resynced: Counter,
@@ -142,6 +144,11 @@ impl Counters {
             Some(Unit::Seconds),
             "From a change at this node to reading it back from the metadata store".into(),
         );
+        recorder.describe_gauge(
+            "flexkv_batch_interval_seconds".into(),
+            Some(Unit::Seconds),
+            "How long changes are gathered before they are published together".into(),
+        );
         Self {
             lookups: at.counter("flexkv_lookups_total", "Prefixes looked up", None),
             looked_up_blocks: at.counter("flexkv_looked_up_blocks_total", "Blocks looked up", None),
@@ -186,6 +193,13 @@ impl Counters {
                 None,
             ),
             publish_appends: at.counter("flexkv_publish_appends_total", "Appends to the log", None),
+            over_budget: at.counter(
+                "flexkv_publish_over_budget_total",
+                "Batches that could not wait as long as the metadata store's budget wanted",
+                None,
+            ),
+            batch_interval: recorder
+                .register_gauge(&at.key("flexkv_batch_interval_seconds", None), &METADATA),
             peer_loaded: at.peer("loaded"),
             peer_gone: at.peer("gone"),
             peer_resynced: at.peer("resynced"),

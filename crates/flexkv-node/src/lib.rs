@@ -32,6 +32,7 @@ pub use crate::config::NodeConfig;
 use crate::core::{Core, State};
 use crate::counters::Counters;
 use crate::peers::Peers;
+pub use crate::sync::SyncStats;
 use crate::tickets::Tickets;
 
 /// What a node is built from.
@@ -104,11 +105,14 @@ impl Node {
         writer.set_live(own, true);
         let publisher = ports.store.is_some().then(|| {
             let defaults = PublisherConfig::default();
-            let (batch_interval, lease_ttl) = (config.batch_interval, config.lease);
             Publisher::new(
                 PublisherConfig {
-                    batch_interval,
-                    lease_ttl,
+                    batch_interval: config.batch_interval,
+                    batch_interval_max: config.batch_interval_max,
+                    lease_ttl: config.lease,
+                    max_entry_blocks: config.log_entry_blocks,
+                    max_queue_bytes: config.log_queue_bytes,
+                    rotate_min_bytes: config.log_rotate_bytes,
                     ..defaults
                 },
                 info.clone(),

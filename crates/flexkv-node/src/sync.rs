@@ -7,19 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexkv_index::{FollowerEvent, NodeRecord, OwnerId, PublishAction, PublishOutcome};
+use flexkv_block::{BlockKey, Location};
+use flexkv_index::{
+    FollowerEvent, NodeId, NodeRecord, OwnerId, OwnerRun, PublishAction, PublishOutcome, Publisher,
+    PublisherStats, Share, SnapshotStats,
+};
 use flexkv_ports::{LogCursor, LogEntry, LogRead, Member, MetadataStore, StoreError};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::Shared;
 use crate::core::State;
 use crate::peers::{Endpoint, Peer};
+use crate::{Node, Shared};
 
 /// Entries read of one log at a time.
 const READ_ENTRIES_MAX: usize = 64;
 /// Pause after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(100);
+/// A node counts as changing things for so long after its last change.
+const ACTIVE_FOR: Duration = Duration::from_secs(10);
+/// Shorter pauses between two readings are not worth a timer.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Segments looked at per turn when a peer's blocks are swept out of the snapshot.
 const SWEEP_SEGMENTS: usize = 1024;
 
@@ -143,13 +151,15 @@ async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
     let mut members_due = Instant::now();
     loop {
         if Instant::now() >= members_due {
-            members_due = Instant::now() + shared.config.members_interval;
+            let began = Instant::now();
             match store.members().await {
                 Ok(members) => apply_members(&shared, members),
                 Err(error) => complain(&shared, &error),
             }
+            members_due = began + members_interval(&shared);
         }
         shared.peers.tick(shared.now());
+        let began = Instant::now();
         let cursors = cursors(&shared);
         let wait = members_due.saturating_duration_since(Instant::now());
         match store.read(&cursors, READ_ENTRIES_MAX, wait).await {
@@ -159,8 +169,44 @@ async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
                 tokio::time::sleep(STORE_PAUSE).await;
             }
         }
-        tokio::task::yield_now().await;
+        let pause = share(&shared)
+            .read_interval()
+            .saturating_sub(began.elapsed());
+        if pause >= PAUSE_MIN {
+            tokio::time::sleep(pause).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
     }
+}
+
+/// This node's share of the store at the moment, which the publisher is told too.
+fn share(shared: &Shared) -> Share {
+    let mut state = shared.core.lock();
+    let (nodes, active) = state.follower.cluster(shared.now(), ACTIVE_FOR);
+    let count = |n: usize| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
+    let share = Share {
+        bytes_per_second: shared.config.store_bytes_per_second,
+        nodes: count(nodes),
+        active: count(active),
+    };
+    if let Some(publisher) = &mut state.publisher {
+        publisher.set_share(share);
+        let interval = publisher.interval();
+        shared.counters.batch_interval.set(interval.as_secs_f64());
+        let over = publisher.stats().over_budget;
+        shared.counters.over_budget.absolute(over);
+    }
+    share
+}
+
+/// When to list the members again: soon if someone is missing, else as often as may be.
+fn members_interval(shared: &Shared) -> Duration {
+    let wanted = shared.config.members_interval;
+    if shared.core.lock().follower.misses_someone() {
+        return wanted;
+    }
+    share(shared).members_interval(wanted)
 }
 
 fn complain(shared: &Shared, error: &StoreError) {
@@ -267,5 +313,54 @@ fn peer(shared: &Shared, record: &NodeRecord) -> Peer {
     Peer {
         name: record.info.node().to_string(),
         endpoint,
+    }
+}
+
+/// What a node does for the index, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncStats {
+    /// What it has published.
+    pub published: PublisherStats,
+    /// Bytes of changes that wait for the store.
+    pub queued_bytes: usize,
+    /// How long changes are gathered at the moment.
+    pub batch_interval: Duration,
+    /// Its snapshot of the global index.
+    pub snapshot: SnapshotStats,
+}
+
+impl Node {
+    /// What this node does for the index, in numbers.
+    pub fn sync_stats(&self) -> SyncStats {
+        let state = self.shared.core.lock();
+        let publisher = state.publisher.as_ref();
+        SyncStats {
+            published: publisher.map(Publisher::stats).unwrap_or_default(),
+            queued_bytes: publisher.map_or(0, Publisher::queued_bytes),
+            batch_interval: publisher.map_or(Duration::ZERO, Publisher::interval),
+            snapshot: self.shared.snapshot.stats(),
+        }
+    }
+
+    /// Where this node holds each of `keys`, as its peers are told.
+    pub fn held(&self, keys: &[BlockKey]) -> Vec<Option<Location>> {
+        let state = self.shared.core.lock();
+        keys.iter().map(|key| state.residency.get(*key)).collect()
+    }
+
+    /// Its peers, and where it believes each of them to hold each of `keys`.
+    pub fn believed(&self, keys: &[BlockKey]) -> Vec<(NodeId, Vec<Option<Location>>)> {
+        let state = self.shared.core.lock();
+        let peer = |(owner, record): (OwnerId, &Arc<NodeRecord>)| {
+            let run = OwnerRun {
+                owner,
+                start: 0,
+                len: keys.len(),
+            };
+            let mut locations = Vec::with_capacity(keys.len());
+            self.shared.snapshot.locate(keys, run, &mut locations);
+            (record.info.node().clone(), locations)
+        };
+        state.follower.peers().map(peer).collect()
     }
 }

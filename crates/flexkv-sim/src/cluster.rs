@@ -1,4 +1,4 @@
-//! The simulated cluster: real nodes over an in-memory store, tiers and the simulated network.
+//! The simulated cluster: real nodes over simulated stores, tiers and a simulated network.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,30 @@ use std::time::Duration;
 use flexkv_block::{NamespaceId, Tier};
 use flexkv_index::NodeName;
 use flexkv_node::{Node, NodeConfig, NodePorts};
-use flexkv_ports::{BlockTier, Faults, FaultyStore, HeapHub, HeapStore, HeapTier, TierShape};
+use flexkv_ports::{BlockTier, HeapHub, HeapTier, MetadataStore, TierShape};
 use metrics::NoopRecorder;
 
 use crate::network::Network;
+use crate::pauses::Pauses;
 use crate::plant::Plant;
+use crate::store::Store;
 
-/// Size of a simulated cluster.
+/// A simulated cluster's size and settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) nodes: usize,
     pub(crate) slots: u32,
     pub(crate) block_bytes: usize,
+    /// The last node calls itself what the first one does.
+    pub(crate) twins: bool,
+    /// Most blocks of one entry of a log.
+    pub(crate) entry_blocks: usize,
+    /// Most bytes of changes that wait at a node.
+    pub(crate) queue_bytes: usize,
+    /// Logs are begun anew after so many.
+    pub(crate) rotate_bytes: usize,
+    /// What all nodes may exchange with the store in a second.
+    pub(crate) store_bytes_per_second: u64,
 }
 
 struct Running {
@@ -30,9 +42,9 @@ struct Running {
 pub(crate) struct Cluster {
     shape: Shape,
     plant: Option<Plant>,
-    pub(crate) store: HeapStore,
-    pub(crate) store_faults: Faults,
+    pub(crate) store: Store,
     pub(crate) network: Network,
+    pub(crate) pauses: Pauses,
     hub: HeapHub,
     running: Mutex<BTreeMap<String, Running>>,
     rng: Mutex<fastrand::Rng>,
@@ -42,21 +54,47 @@ impl Cluster {
     /// A cluster whose nodes are not started yet.
     pub(crate) fn new(shape: Shape, plant: Option<Plant>, rng: &mut fastrand::Rng) -> Self {
         let hub = HeapHub::new();
+        let pauses = Pauses::default();
         Self {
             shape,
             plant,
-            store: HeapStore::new(),
-            store_faults: Faults::new(rng.u64(..)),
-            network: Network::new(hub.clone(), rng.fork()),
+            store: Store::new(rng.u64(..), pauses.clone()),
+            network: Network::new(hub.clone(), pauses.clone(), plant, rng.fork()),
+            pauses,
             hub,
             running: Mutex::default(),
             rng: Mutex::new(rng.fork()),
         }
     }
 
-    /// The name of node `i`.
+    /// Where node `i` is, under which everything here knows it.
     pub(crate) fn name(i: usize) -> String {
         format!("n{i}")
+    }
+
+    /// What the node at `place` calls itself.
+    fn node_name(&self, place: &str) -> NodeName {
+        let twin = self.shape.twins && place == Self::name(self.shape.nodes - 1);
+        let name = if twin { "n0" } else { place };
+        name.parse()
+            .unwrap_or_else(|_| unreachable!("n and a number"))
+    }
+
+    fn config(&self, place: &str, endpoint: String) -> NodeConfig {
+        let defaults = NodeConfig::new(self.node_name(place), NamespaceId::from_u128(1));
+        let config = NodeConfig {
+            endpoints: vec![endpoint],
+            fetch_timeout: Duration::from_millis(300),
+            log_entry_blocks: self.shape.entry_blocks,
+            log_queue_bytes: self.shape.queue_bytes,
+            log_rotate_bytes: self.shape.rotate_bytes,
+            store_bytes_per_second: self.shape.store_bytes_per_second,
+            ..defaults
+        };
+        match self.plant {
+            Some(plant) => plant.configure(config),
+            None => config,
+        }
     }
 
     /// Starts node `name` with an empty tier and a new incarnation.
@@ -66,21 +104,13 @@ impl Cluster {
             slots: self.shape.slots,
             block_bytes: self.shape.block_bytes,
         };
-        let tier: Arc<dyn BlockTier> = Arc::new(HeapTier::new(shape));
-        let tier = match self.plant {
-            Some(plant) => plant.wrap(tier),
-            None => tier,
-        };
+        let mut tier: Arc<dyn BlockTier> = Arc::new(HeapTier::new(shape));
+        let mut store: Arc<dyn MetadataStore> = Arc::new(self.store.of(name));
+        if let Some(plant) = self.plant {
+            tier = plant.tier(tier);
+            store = plant.store(store);
+        }
         let endpoint = self.hub.register(name, tier.clone());
-        let node_name: NodeName = name
-            .parse()
-            .unwrap_or_else(|_| unreachable!("n and a number"));
-        let config = NodeConfig {
-            endpoints: vec![endpoint],
-            fetch_timeout: Duration::from_millis(300),
-            ..NodeConfig::new(node_name, NamespaceId::from_u128(1))
-        };
-        let store = FaultyStore::new(self.store.clone(), self.store_faults.clone());
         let rng = self
             .rng
             .lock()
@@ -88,11 +118,11 @@ impl Cluster {
             .fork();
         let ports = NodePorts {
             tier: tier.clone(),
-            store: Some(Arc::new(store)),
+            store: Some(store),
             transports: vec![Arc::new(self.network.transport(name))],
             rng,
         };
-        let node = Node::start(config, ports, &NoopRecorder)
+        let node = Node::start(self.config(name, endpoint), ports, &NoopRecorder)
             .unwrap_or_else(|error| unreachable!("a short name and endpoint: {error}"));
         self.running()
             .insert(name.to_owned(), Running { node, tier });
@@ -102,6 +132,7 @@ impl Cluster {
     pub(crate) fn crash(&self, name: &str) {
         self.hub.unregister(name);
         self.running().remove(name);
+        self.pauses.resume(name);
     }
 
     /// The node called `name`, unless it has crashed.
@@ -124,19 +155,19 @@ impl Cluster {
             .map_or(0, |running| running.tier.free_slots())
     }
 
-    /// Slots of each node.
-    pub(crate) fn slots(&self) -> usize {
-        self.shape.slots as usize
+    /// What the cluster is like.
+    pub(crate) fn shape(&self) -> &Shape {
+        &self.shape
     }
 
-    /// Nodes of the cluster, running or not.
-    pub(crate) fn nodes(&self) -> usize {
-        self.shape.nodes
+    /// Names of all nodes, running or not.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> + use<> {
+        (0..self.shape.nodes).map(Self::name)
     }
 
-    /// Bytes of a block.
-    pub(crate) fn block_bytes(&self) -> usize {
-        self.shape.block_bytes
+    /// The bug planted, if any.
+    pub(crate) fn plant(&self) -> Option<Plant> {
+        self.plant
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {

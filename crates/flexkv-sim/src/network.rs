@@ -1,4 +1,4 @@
-//! The simulated network between nodes: delays, losses, reordering and partitions.
+//! The simulated network between nodes: delays, losses, reordering, partitions, nodes that are paused.
 //!
 //! Each node has its own [`SimTransport`], which knows on whose behalf it fetches. Blocks move by
 //! the in-memory transport; what is simulated is when, and whether, an answer comes.
@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, HeapHub, HeapTransport, Transport, Want};
+
+use crate::pauses::Pauses;
+use crate::plant::Plant;
 
 /// What the network does to messages at the moment.
 #[derive(Clone, Debug, Default)]
@@ -22,13 +25,22 @@ struct Weather {
 #[derive(Clone)]
 pub(crate) struct Network {
     hub: HeapHub,
+    pauses: Pauses,
+    plant: Option<Plant>,
     state: Arc<Mutex<(Weather, fastrand::Rng)>>,
 }
 
 impl Network {
-    pub(crate) fn new(hub: HeapHub, rng: fastrand::Rng) -> Self {
+    pub(crate) fn new(
+        hub: HeapHub,
+        pauses: Pauses,
+        plant: Option<Plant>,
+        rng: fastrand::Rng,
+    ) -> Self {
         Self {
             hub,
+            pauses,
+            plant,
             state: Arc::new(Mutex::new((Weather::default(), rng))),
         }
     }
@@ -63,7 +75,10 @@ impl Network {
     /// How long request and answer take between two nodes; `None` if one of them is lost.
     fn delays(&self, from: &str, to: &str) -> Option<(Duration, Duration)> {
         let (weather, rng) = &mut *self.lock();
-        let lost = rng.f64() < weather.loss || weather.partitions.contains(&pair(from, to));
+        let lost = rng.f64() < weather.loss
+            || weather.partitions.contains(&pair(from, to))
+            || self.pauses.is_paused(to);
+        let extra = self.plant.map_or(0, Plant::extra_delay);
         let mut delay = || {
             let usual = rng.u64(50..3_000);
             let slow = if rng.u8(..) < 8 {
@@ -71,7 +86,7 @@ impl Network {
             } else {
                 0
             };
-            Duration::from_micros(usual + slow)
+            Duration::from_micros(usual + slow + extra)
         };
         let delays = (delay(), delay());
         (!lost).then_some(delays)
@@ -116,6 +131,7 @@ impl Transport for SimTransport {
             tokio::time::sleep(there).await;
             let fetched = self.inner.fetch(endpoint, wants, deadline).await;
             tokio::time::sleep(back).await;
+            self.network.pauses.until_running(&self.name).await;
             fetched
         })
     }

@@ -1,22 +1,83 @@
 //! Planted bugs: they exist so that the simulation can prove that it would find them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use flexkv_block::{BlockKey, Checksum, Location};
-use flexkv_ports::{BlockTier, Eviction, PinRefusal, ReadSlot, TierShape, TierUsage, WriteSlot};
+use flexkv_node::NodeConfig;
+use flexkv_ports::{
+    BlockTier, Eviction, MetadataStore, PinRefusal, ReadSlot, TierShape, TierUsage, WriteSlot,
+};
 
-/// A bug to plant into every node.
+mod store;
+
+use self::store::{PlantedStore, StoreBug};
+
+/// A bug to plant, one for each thing that a checker may miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Plant {
-    /// A tier that serves whatever lies in the slot now, without comparing generation and key.
+    /// A tier that serves whatever lies in the slot now, without comparing generation and key: bytes.
     SkipGenerationCheck,
+    /// Nodes do not publish what they remove: owners.
+    ForgetRemovals,
+    /// Nodes do not publish what they add later than in a checkpoint: owners.
+    ForgetAdditions,
+    /// Lists of members are up to a minute old: convergence.
+    StaleMembers,
+    /// A store that cannot be reached counts as one without members: serving.
+    NobodyOnError,
+    /// What waits for the store has no bound: bounds.
+    EndlessQueue,
+    /// Old logs never expire: bounds.
+    ImmortalLogs,
+    /// Nobody releases what an engine that died had in its hands: leaks.
+    ForgetTickets,
+    /// The network's delays hang on the real clock: repeat.
+    RealTime,
 }
 
 impl Plant {
-    /// Wraps a tier with the bug.
-    pub(crate) fn wrap(self, tier: Arc<dyn BlockTier>) -> Arc<dyn BlockTier> {
+    /// The tier with the bug, if it is one of a tier.
+    pub(crate) fn tier(self, tier: Arc<dyn BlockTier>) -> Arc<dyn BlockTier> {
         match self {
             Self::SkipGenerationCheck => Arc::new(Forgetful::new(tier)),
+            _ => tier,
+        }
+    }
+
+    /// The store with the bug, if it is one of the store.
+    pub(crate) fn store(self, store: Arc<dyn MetadataStore>) -> Arc<dyn MetadataStore> {
+        let bug = match self {
+            Self::ForgetRemovals => StoreBug::ForgetRemovals,
+            Self::ForgetAdditions => StoreBug::ForgetAdditions,
+            Self::StaleMembers => StoreBug::StaleMembers,
+            Self::NobodyOnError => StoreBug::NobodyOnError,
+            Self::ImmortalLogs => StoreBug::ImmortalLogs,
+            _ => return store,
+        };
+        Arc::new(PlantedStore::new(store, bug))
+    }
+
+    /// The configuration with the bug, if it is one of the configuration.
+    pub(crate) fn configure(self, config: NodeConfig) -> NodeConfig {
+        match self {
+            Self::EndlessQueue => NodeConfig {
+                log_queue_bytes: usize::MAX,
+                ..config
+            },
+            _ => config,
+        }
+    }
+
+    /// Microseconds by which a message is late.
+    pub(crate) fn extra_delay(self) -> u64 {
+        match self {
+            Self::RealTime => u64::from(
+                SystemTime::UNIX_EPOCH
+                    .elapsed()
+                    .map_or(0, |d| d.subsec_nanos() / 1000),
+            ),
+            _ => 0,
         }
     }
 }

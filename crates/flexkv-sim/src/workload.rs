@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use flexkv_block::{BlockKey, ClusterSecret, KeyChain};
 use flexkv_node::Node;
-use flexkv_ports::{CacheError, Filled, KvCache, Ticket};
+use flexkv_ports::{CacheError, Filled, KvCache, Loaded, Ticket};
 
 use crate::checkers::bytes;
 use crate::cluster::Cluster;
 use crate::events::Events;
+use crate::plant::Plant;
 
 /// Conversations over a few shared system prompts: prefixes that fork and grow.
 pub(crate) fn prompts(rng: &mut fastrand::Rng, count: usize) -> Vec<Vec<BlockKey>> {
@@ -42,25 +43,45 @@ pub(crate) enum Ended {
     Died,
 }
 
-/// One engine, which serves `requests` prompts at whichever node lives.
+/// What an engine has to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    /// Which engine it is.
+    pub(crate) id: usize,
+    /// Requests to serve.
+    pub(crate) requests: usize,
+    /// Between two of them, on average.
+    pub(crate) pause: Duration,
+}
+
+/// One engine, which serves prompts at whichever node lives.
 pub(crate) async fn engine(
-    id: usize,
+    job: Job,
     cluster: Arc<Cluster>,
     prompts: Arc<Vec<Vec<BlockKey>>>,
     mut rng: fastrand::Rng,
-    requests: usize,
     events: Events,
 ) -> Result<usize, String> {
+    let id = job.id;
     let mut remote_total = 0;
-    for _ in 0..requests {
-        tokio::time::sleep(Duration::from_millis(rng.u64(1..800))).await;
-        let name = Cluster::name(rng.usize(..cluster.nodes()));
+    for _ in 0..job.requests {
+        tokio::time::sleep(job.pause.mul_f64(2.0 * rng.f64())).await;
+        let name = Cluster::name(rng.usize(..cluster.shape().nodes));
         let p = rng.usize(..prompts.len());
         let Some(node) = cluster.node(&name) else {
             events.note(format!("engine {id}: {name} is down"));
             continue;
         };
-        match serve(&node, &prompts[p], cluster.block_bytes(), &mut rng).await {
+        if cluster.pauses.is_paused(&name) {
+            events.note(format!("engine {id}: {name} is paused"));
+            continue;
+        }
+        let at = At {
+            cluster: &cluster,
+            name: &name,
+            node: &node,
+        };
+        match at.serve(&prompts[p], &mut rng).await {
             Ok(Ended::Served { loaded, remote }) => {
                 remote_total += remote;
                 let of = prompts[p].len();
@@ -75,69 +96,118 @@ pub(crate) async fn engine(
     Ok(remote_total)
 }
 
-async fn serve(
-    node: &Arc<Node>,
-    keys: &[BlockKey],
-    block_bytes: usize,
-    rng: &mut fastrand::Rng,
-) -> Result<Ended, String> {
-    let mut held: Vec<Ticket> = Vec::new();
-    let result = request(node, keys, block_bytes, rng, &mut held).await;
-    for ticket in held {
-        node.release(ticket)
-            .await
-            .map_err(|error| error.to_string())?;
-    }
-    result
+/// The node that serves a request.
+struct At<'a> {
+    cluster: &'a Cluster,
+    name: &'a str,
+    node: &'a Arc<Node>,
 }
 
-async fn request(
-    node: &Arc<Node>,
-    keys: &[BlockKey],
-    block_bytes: usize,
-    rng: &mut fastrand::Rng,
-    held: &mut Vec<Ticket>,
-) -> Result<Ended, String> {
-    let said = |error: CacheError| error.to_string();
-    let hit = node.match_prefix(keys).await.map_err(said)?;
-    held.push(hit.ticket);
-    let deadline = Duration::from_millis(rng.u64(1..1500));
-    node.load(hit.ticket, hit.blocks, deadline)
-        .await
-        .map_err(said)?;
-    if dies(rng) {
-        tokio::time::sleep(Duration::from_millis(rng.u64(0..50))).await;
-        return Ok(Ended::Died);
+impl At<'_> {
+    async fn serve(&self, keys: &[BlockKey], rng: &mut fastrand::Rng) -> Result<Ended, String> {
+        let mut held: Vec<Ticket> = Vec::new();
+        let result = self.request(keys, rng, &mut held).await;
+        let forgotten = self.cluster.plant() == Some(Plant::ForgetTickets);
+        if forgotten && matches!(result, Ok(Ended::Died)) {
+            return result;
+        }
+        for ticket in held {
+            self.node
+                .release(ticket)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        result
     }
-    let loaded = tokio::time::timeout(deadline + Duration::from_millis(5), node.wait(hit.ticket))
-        .await
-        .map_err(|_| format!("a load took longer than its deadline of {deadline:?}"))?
-        .map_err(said)?;
-    bytes::check(keys, &loaded, block_bytes)?;
-    // The engine reads slowly; meanwhile others store and evict.
-    tokio::time::sleep(Duration::from_millis(rng.u64(0..20))).await;
-    bytes::check(keys, &loaded, block_bytes)?;
-    let here = loaded.blocks.len();
-    let grant = node.store(keys, here).await.map_err(said)?;
-    held.push(grant.ticket);
-    let mut filled = Vec::new();
-    for (index, slot) in grant.slots.iter().enumerate() {
-        let Some(slot) = slot else { continue };
-        slot.write(0, &bytes::content(keys[here + index], block_bytes));
-        tokio::time::sleep(Duration::from_millis(1)).await;
+
+    async fn request(
+        &self,
+        keys: &[BlockKey],
+        rng: &mut fastrand::Rng,
+        held: &mut Vec<Ticket>,
+    ) -> Result<Ended, String> {
+        let node = self.node;
+        let said = |error: CacheError| error.to_string();
+        let hit = node.match_prefix(keys).await.map_err(said)?;
+        held.push(hit.ticket);
+        let deadline = Duration::from_millis(rng.u64(1..1500));
+        let pauses = self.cluster.pauses.times(self.name);
+        node.load(hit.ticket, hit.blocks, deadline)
+            .await
+            .map_err(said)?;
         if dies(rng) {
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..50))).await;
             return Ok(Ended::Died);
         }
-        filled.push(Filled {
-            index,
-            checksum: slot.checksum(),
-        });
+        let loaded = self.loaded(hit.ticket, deadline, pauses).await?;
+        bytes::check(keys, &loaded, self.cluster.shape().block_bytes)?;
+        // The engine reads slowly; meanwhile others store and evict.
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..20))).await;
+        bytes::check(keys, &loaded, self.cluster.shape().block_bytes)?;
+        let here = loaded.blocks.len();
+        if !self.store(keys, here, rng, held).await? {
+            return Ok(Ended::Died);
+        }
+        Ok(Ended::Served {
+            loaded: here,
+            remote: loaded.remote,
+        })
     }
-    node.commit(grant.ticket, &filled).await.map_err(said)?;
-    Ok(Ended::Served {
-        loaded: here,
-        remote: loaded.remote,
-    })
+
+    /// The load's outcome, in time unless the node was paused meanwhile.
+    async fn loaded(
+        &self,
+        ticket: Ticket,
+        deadline: Duration,
+        pauses: u64,
+    ) -> Result<Loaded, String> {
+        let said = |error: CacheError| error.to_string();
+        let in_time = deadline + Duration::from_millis(5);
+        if let Ok(loaded) = tokio::time::timeout(in_time, self.node.wait(ticket)).await {
+            return loaded.map_err(said);
+        }
+        if self.cluster.pauses.times(self.name) == pauses {
+            return Err(format!(
+                "a load took longer than its deadline of {deadline:?}"
+            ));
+        }
+        self.cluster.pauses.until_running(self.name).await;
+        self.node.wait(ticket).await.map_err(said)
+    }
+
+    /// Stores what is missing from block `here` on; false if the engine died meanwhile.
+    async fn store(
+        &self,
+        keys: &[BlockKey],
+        here: usize,
+        rng: &mut fastrand::Rng,
+        held: &mut Vec<Ticket>,
+    ) -> Result<bool, String> {
+        let said = |error: CacheError| error.to_string();
+        self.cluster.pauses.until_running(self.name).await;
+        let grant = self.node.store(keys, here).await.map_err(said)?;
+        held.push(grant.ticket);
+        let mut filled = Vec::new();
+        for (index, slot) in grant.slots.iter().enumerate() {
+            let Some(slot) = slot else { continue };
+            let content = bytes::content(keys[here + index], self.cluster.shape().block_bytes);
+            slot.write(0, &content);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if dies(rng) {
+                return Ok(false);
+            }
+            filled.push(Filled {
+                index,
+                checksum: slot.checksum(),
+            });
+        }
+        self.cluster.pauses.until_running(self.name).await;
+        self.node
+            .commit(grant.ticket, &filled)
+            .await
+            .map_err(said)?;
+        Ok(true)
+    }
 }
 
 fn dies(rng: &mut fastrand::Rng) -> bool {

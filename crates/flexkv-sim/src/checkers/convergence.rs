@@ -1,43 +1,34 @@
-//! Index converges: after faults have stopped, every node finds exactly what live nodes hold.
+//! Convergence in time: within a stated virtual time after the last fault and the last request the
+//! owners are right, as `owners` has it.
+
+use std::time::Duration;
 
 use flexkv_block::BlockKey;
-use flexkv_ports::KvCache as _;
+use tokio::time::Instant;
 
+use super::owners;
 use crate::cluster::Cluster;
 
-/// Checks every prompt at every live node.
-pub(crate) async fn check(cluster: &Cluster, prompts: &[Vec<BlockKey>]) -> Result<(), String> {
-    let live = cluster.live();
-    for (name, node) in &live {
-        if node.peers() + 1 != live.len() {
-            return Err(format!(
-                "{name} sees {} peers of {}",
-                node.peers(),
-                live.len() - 1
-            ));
+/// The stated time: a dead node's lease (10 s) and its absence from the lists of members (5 s in steps
+/// of 2 s), a paused retry or reading, and a second for the rest.
+pub(crate) const WITHIN: Duration = Duration::from_secs(25);
+/// How often to look.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Waits for the owners to be right; says how long that took.
+pub(crate) async fn check(
+    cluster: &Cluster,
+    prompts: &[Vec<BlockKey>],
+) -> Result<Duration, String> {
+    let began = Instant::now();
+    loop {
+        let wrong = match owners::check(cluster, prompts).await {
+            Ok(()) => return Ok(began.elapsed()),
+            Err(wrong) => wrong,
+        };
+        if began.elapsed() >= WITHIN {
+            return Err(format!("not converged after {WITHIN:?}: {wrong}"));
         }
+        tokio::time::sleep(EVERY).await;
     }
-    for (p, keys) in prompts.iter().enumerate() {
-        let held: Vec<Vec<bool>> = live.iter().map(|(_, node)| node.holds(keys)).collect();
-        let anywhere = |i: &usize| held.iter().any(|node| node[*i]);
-        let expected = (0..keys.len()).take_while(anywhere).count();
-        for (n, (name, node)) in live.iter().enumerate() {
-            let hit = node.match_prefix(keys).await.map_err(|e| e.to_string())?;
-            node.release(hit.ticket).await.map_err(|e| e.to_string())?;
-            if hit.blocks != expected {
-                let found = hit.blocks;
-                return Err(format!(
-                    "{name}, prompt {p}: finds {found} blocks, {expected} are held"
-                ));
-            }
-            let own = held[n][..expected].iter().filter(|here| **here).count();
-            if hit.local != own {
-                return Err(format!(
-                    "{name}, prompt {p}: {} local blocks, holds {own}",
-                    hit.local
-                ));
-            }
-        }
-    }
-    Ok(())
 }

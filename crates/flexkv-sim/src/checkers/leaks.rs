@@ -10,10 +10,10 @@ pub(crate) fn check(cluster: &Cluster) -> Result<(), String> {
             return Err(format!("{name} still has {} tickets", node.tickets()));
         }
         let (free, blocks) = (cluster.free_slots(&name), node.blocks());
-        if free + blocks != cluster.slots() {
+        if free + blocks != cluster.shape().slots as usize {
             return Err(format!(
                 "{name}: {free} free + {blocks} blocks of {}",
-                cluster.slots()
+                cluster.shape().slots as usize
             ));
         }
     }

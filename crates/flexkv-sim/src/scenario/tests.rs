@@ -1,9 +1,12 @@
-//! The simulation itself: it passes, it repeats itself, and it finds what is planted.
+//! The simulation itself: it passes, it repeats itself, and every checker finds what is planted for it.
 
 use super::*;
 
 fn seed(seed: u64) -> Options {
-    Options { seed, plant: None }
+    Options {
+        seed,
+        ..Options::default()
+    }
 }
 
 #[test]
@@ -26,6 +29,35 @@ fn seeds_pass_and_blocks_do_move_between_nodes() {
 }
 
 #[test]
+fn storms_bring_every_fault() {
+    let events: Vec<_> = (0..30).flat_map(|n| run(seed(n)).events).collect();
+    let faults = [
+        "crashes",
+        "starts again",
+        "is paused",
+        "goes on",
+        "loses everything",
+        "loses a log",
+        "the store stops",
+        "the store starts",
+        "refuses the password",
+        "out of memory",
+        "is slow",
+        "cut or mended",
+        "cannot reach each other",
+        "network heals",
+        "starts hours after",
+        "rotations",
+        "losses found",
+        "queues run over",
+    ];
+    for fault in faults {
+        let found = events.iter().any(|line| line.contains(fault));
+        assert!(found, "no run had: {fault}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_events() {
     for n in [3, 77] {
         assert_eq!(run(seed(n)).events, run(seed(n)).events);
@@ -33,16 +65,36 @@ fn the_same_seed_gives_the_same_events() {
     assert_ne!(run(seed(3)).events, run(seed(77)).events);
 }
 
-#[test]
-fn a_planted_bug_is_found() {
+/// What the first seed says that finds the planted bug.
+fn found(plant: Plant) -> String {
     let planted = |seed| Options {
         seed,
-        plant: Some(Plant::SkipGenerationCheck),
+        plant: Some(plant),
+        repeat: true,
     };
-    let found = (0..40).find_map(|n| run(planted(n)).failure);
-    let failure = found.expect("40 seeds find a tier that ignores generations");
-    assert!(
-        failure.contains("wrong bytes") || failure.contains("asked for"),
-        "{failure}"
-    );
+    let found = (0..60).find_map(|n| run(planted(n)).failure);
+    found.unwrap_or_else(|| panic!("60 seeds do not find {plant:?}"))
+}
+
+#[test]
+fn every_planted_bug_is_found_by_its_checker() {
+    let bugs: [(Plant, &[&str]); 9] = [
+        (Plant::SkipGenerationCheck, &["wrong bytes", "asked for"]),
+        (Plant::ForgetRemovals, &["an owner is invented"]),
+        (Plant::ForgetAdditions, &["an owner is lost"]),
+        (Plant::StaleMembers, &["not converged after"]),
+        (
+            Plant::NobodyOnError,
+            &["while the store", "after the store"],
+        ),
+        (Plant::EndlessQueue, &["bytes wait"]),
+        (Plant::ImmortalLogs, &["is left over", "logs"]),
+        (Plant::ForgetTickets, &["tickets"]),
+        (Plant::RealTime, &["two runs differ"]),
+    ];
+    for (plant, verdicts) in bugs {
+        let failure = found(plant);
+        let right = verdicts.iter().any(|verdict| failure.contains(verdict));
+        assert!(right, "{plant:?}: {failure}");
+    }
 }
