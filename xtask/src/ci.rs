@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::shell::{self, Run, say};
-use crate::{bench, fuzz, it, python, sim, tidy, tools};
+use crate::{bench, fuzz, it, python, sim, tidy, tools, vllm};
 
 /// Runs all that CI runs, in order, and stops at the first failure.
 ///
@@ -81,6 +81,7 @@ fn steps() -> Vec<Step> {
         ),
         command("it", it::all()),
         call("python", "cargo xtask python", python::short),
+        call("vllm", "cargo xtask vllm --short", vllm::short),
         command("smoke", bench::smoke()),
         command("sim", sim::short()),
         call("fuzz", "cargo xtask fuzz --seconds 5", fuzz::short),

@@ -19,7 +19,8 @@ use crate::shell::{self, Run, find, root, say};
 ///
 ///   cargo xtask vllm                       all tests
 ///
-///   cargo xtask vllm --short               one engine after another on the same blocks, no more
+///   cargo xtask vllm --short               one engine after another on the same blocks, no more;
+///                                          the package as `cargo xtask python` builds it
 ///
 ///   cargo xtask vllm --full                with the real CUDA libraries, 6 GB, never called
 ///
@@ -32,7 +33,7 @@ use crate::shell::{self, Run, find, root, say};
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Only the shortest of the tests on vLLM, besides all that need none
+    /// Only the shortest of the tests, as CI does it
     #[arg(long)]
     short: bool,
     /// Install the real CUDA libraries, into an environment of its own
@@ -66,16 +67,30 @@ const EXCLUDED: &[&str] = &[
 ];
 /// Of such a size that a prompt of 3,500 tokens takes a core some seconds.
 const BENCH_MODEL: &[&str] = &["--hidden=1024", "--layers=6"];
-/// The one test on vLLM that --short keeps; pytest fails if there is no such test.
+/// The one test that --short keeps; pytest fails if there is no such test.
 const SHORT: &str = "python/tests/test_vllm.py::test_a_fresh_engine_loads_all_full_blocks[own]";
+
+/// The shortest test, as CI runs it.
+pub(crate) fn short() -> Result<()> {
+    run(&Args {
+        short: true,
+        full: false,
+        bench: false,
+        rest: Vec::new(),
+    })
+}
 
 /// Runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let recipe = Recipe { full: args.full };
     let (venv, prepared) = shell::timed(|| recipe.environment());
     let venv = venv?;
-    let (package, built) =
-        shell::timed(|| Package::install(&python::environment()?, Profile::Release));
+    let profile = if args.short {
+        Profile::Dev
+    } else {
+        Profile::Release
+    };
+    let (package, built) = shell::timed(|| Package::install(&python::environment()?, profile));
     let package = package?;
     package.check(&venv)?;
     if args.bench {
@@ -85,10 +100,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return package.program(&venv, "bench_vllm.py", &words);
     }
     let model = model(&venv, "tiny-model", &[])?;
-    let mut files = python::files(!args.short)?;
-    if args.short {
-        files.push(SHORT.to_owned());
-    }
+    let files = if args.short {
+        vec![SHORT.to_owned()]
+    } else {
+        python::files(true)?
+    };
     let (outcome, tested) = shell::timed(|| package.test(&venv, &files, &args.rest));
     let row = |name: &str, text: &str| say(&format!("{name:12} {text}"));
     row(
@@ -149,7 +165,12 @@ impl Recipe {
                 say(&format!("{} has vLLM {VLLM}", venv.dir.display()));
                 return venv.pip(TEST_TOOLS).run();
             }
-            self.make(&venv)?;
+            self.make(&venv).with_context(|| {
+                let dir = venv.dir.display();
+                format!(
+                    "vLLM {VLLM} cannot be installed in {dir}, which takes a package index once"
+                )
+            })?;
             if !works(&venv) {
                 bail!(
                     "vLLM was installed in {}, but `vllm --version` does not say {VLLM}",
