@@ -45,9 +45,11 @@ def run(spec: dict) -> dict:
 def make(spec: dict) -> Any:
     """The engine that `spec` describes."""
     from vllm import LLM
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     options = dict(spec.get("engine", {}))
+    if options.get("kv_events_config"):
+        options["kv_events_config"] = KVEventsConfig(**options["kv_events_config"])
     if spec.get("connector"):
         options["kv_transfer_config"] = KVTransferConfig(**spec["connector"])
     return LLM(
