@@ -11,15 +11,17 @@ use crate::shell::Run;
 /// A seed decides everything: nodes, prompts, faults, and the order of events. A failure prints
 /// its seed; the same seed fails again in the same way.
 ///
-///   cargo xtask sim                    200 seeds, from 0
+///   cargo xtask sim                    1000 seeds, from 0
 ///
-///   cargo xtask sim --seeds 10000      more of them
+///   cargo xtask sim --seeds 100000     more of them
 ///
-///   cargo xtask sim --seed 4711        one seed, again
+///   cargo xtask sim --seed 4711        one seed, again, with all its events
+///
+///   cargo xtask sim -- --scale 100     no faults, but 100 nodes, and what they take
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// How many seeds to run (200 unless --seed is given, then 1)
+    /// How many seeds to run (1000 unless --seed is given, then 1)
     #[arg(long, value_name = "N")]
     seeds: Option<u64>,
     /// The first seed
@@ -31,7 +33,7 @@ pub(crate) struct Args {
 }
 
 /// How many seeds run if nobody says otherwise.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 1000;
 
 /// Runs the simulation.
 pub(crate) fn run(args: &Args) -> Result<()> {

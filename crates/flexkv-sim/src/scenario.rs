@@ -123,7 +123,7 @@ async fn play(options: Options, events: &Events, report: &mut Report) -> Result<
 /// Starts all nodes; in some runs one of them hours after the one before, so that their clocks, which
 /// count from their start, have nothing in common.
 async fn start(cluster: &Cluster, rng: &mut fastrand::Rng, events: &Events) {
-    let apart = rng.usize(..64 * cluster.shape().nodes);
+    let apart = rng.usize(..12 * cluster.shape().nodes);
     for (i, name) in cluster.names().enumerate() {
         if i > 0 && i == apart {
             tokio::time::sleep(HOURS).await;

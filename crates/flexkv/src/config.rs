@@ -105,17 +105,21 @@ impl RedisSetting {
     }
 }
 
-/// Times that have defaults.
+/// Times and rates that have defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
     /// How long Redis keeps the node's lease.
     pub lease: Option<Duration>,
     /// How long changes are gathered before they are published.
     pub batch_interval: Option<Duration>,
+    /// How long they are gathered at most.
+    pub batch_interval_max: Option<Duration>,
     /// How often the node looks for new and gone peers.
     pub members_interval: Option<Duration>,
     /// Longest wait for one peer.
     pub fetch_timeout: Option<Duration>,
+    /// What all nodes together may exchange with Redis in a second, in bytes.
+    pub redis_bytes_per_second: Option<u64>,
 }
 
 /// Why a configuration was refused: every problem, a line each.
@@ -200,8 +204,10 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
     let timing = Timing {
         lease: fields.parsed("timing.lease", parse_duration),
         batch_interval: fields.parsed("timing.batch_interval", parse_duration),
+        batch_interval_max: fields.parsed("timing.batch_interval_max", parse_duration),
         members_interval: fields.parsed("timing.members_interval", parse_duration),
         fetch_timeout: fields.parsed("timing.fetch_timeout", parse_duration),
+        redis_bytes_per_second: fields.parsed("redis.bytes_per_second", parse_bytes),
     };
     if listen.is_some_and(|at| at.ip().is_unspecified()) && advertise.is_none() && redis.is_some() {
         fields.refuse(

@@ -145,8 +145,14 @@ fn spec(file: &NodeFile, store: Option<Arc<dyn MetadataStore>>) -> InstanceSpec 
             locality: file.locality.clone(),
             lease: timing.lease.unwrap_or(defaults.lease),
             batch_interval: timing.batch_interval.unwrap_or(defaults.batch_interval),
+            batch_interval_max: timing
+                .batch_interval_max
+                .unwrap_or(defaults.batch_interval_max),
             members_interval: timing.members_interval.unwrap_or(defaults.members_interval),
             fetch_timeout: timing.fetch_timeout.unwrap_or(defaults.fetch_timeout),
+            store_bytes_per_second: timing
+                .redis_bytes_per_second
+                .unwrap_or(defaults.store_bytes_per_second),
             ..defaults
         },
         memory: file.memory,

@@ -10,7 +10,7 @@ fn check(seeds: Option<u64>, seed: Option<u64>, expect: &str) {
 
 #[test]
 fn a_seed_alone_is_run_alone() {
-    check(None, None, " -- --seeds 200");
+    check(None, None, " -- --seeds 1000");
     check(None, Some(7), " -- --seeds 1 --seed 7");
     check(Some(30), Some(7), " -- --seeds 30 --seed 7");
 }

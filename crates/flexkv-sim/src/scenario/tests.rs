@@ -30,7 +30,7 @@ fn seeds_pass_and_blocks_do_move_between_nodes() {
 
 #[test]
 fn storms_bring_every_fault() {
-    let events: Vec<_> = (0..30).flat_map(|n| run(seed(n)).events).collect();
+    let events: Vec<_> = (0..60).flat_map(|n| run(seed(n)).events).collect();
     let faults = [
         "crashes",
         "starts again",

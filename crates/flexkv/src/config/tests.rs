@@ -51,6 +51,8 @@ fn the_example_is_valid_and_shows_every_key() {
     assert_eq!(node.namespace.block_bytes, 16 * 2 * 8 * 128 * 2 * 32);
     assert_eq!(u64::from(node.memory.slots), (8 << 30) / (2 << 20));
     assert_eq!(node.timing.lease, Some(Duration::from_secs(10)));
+    assert_eq!(node.timing.batch_interval_max, Some(Duration::from_secs(5)));
+    assert_eq!(node.timing.redis_bytes_per_second, Some(100_000_000));
     let advertise = node.advertise.unwrap();
     assert_eq!(
         (advertise.ip.to_string().as_str(), advertise.port),
