@@ -364,11 +364,21 @@ def test_a_reset_forgets_what_runs() -> None:
     world.has(PROMPT, 4)
     request = Request("a", PROMPT)
     world.side.matched(request, 0)
-    world.side.reset()
+    assert world.side.reset()
     assert not world.node.held
     assert world.side.matched(request, 0) == (0, False)
     step = Step(new=[("a", [1, 2, 3, 4, 5], 0)], scheduled={"a": 18})
     assert not world.side.plan(step.output()).saves
+
+
+def test_a_reset_says_if_something_old_is_being_loaded() -> None:
+    world = World()
+    world.has(PROMPT, 4)
+    world.promised(Request("a", PROMPT), [1, 2, 3, 4, 5])
+    assert not world.side.reset()
+    world.side.received(told(received={"a"}))
+    assert world.side.reset()
+    assert not world.node.held
 
 
 def test_hits_are_counted_by_where_they_came_from() -> None:
