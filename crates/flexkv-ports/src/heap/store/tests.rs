@@ -29,14 +29,14 @@ async fn a_renewal_tells_that_the_end_of_a_log_was_lost() {
         .await
         .expect("appended");
     assert!(kept().await);
-    store.rewind_log("l", 5);
+    store.cut_log("l", 5);
     assert!(kept().await, "nothing was lost");
-    store.rewind_log("l", 3);
+    store.cut_log("l", 3);
     assert!(!kept().await);
     let lost = store.append("l", &entries(6..7), false, LONG).await;
     assert!(matches!(lost, Err(StoreError::LogLost { .. })), "{lost:?}");
     let again = store.append("l", &entries(4..7), false, LONG).await;
     assert_eq!(again, Ok(()));
     assert!(kept().await);
-    store.rewind_log("none", 1);
+    store.cut_log("none", 1);
 }
