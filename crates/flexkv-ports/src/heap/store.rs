@@ -71,15 +71,6 @@ impl HeapStore {
         }
     }
 
-    /// Forgets a log's entries after `sequence`, as failing over to a replica does that had not
-    /// received them yet.
-    pub fn rewind_log(&self, log: &str, sequence: u64) {
-        if let Some(log) = self.content().logs.get_mut(log) {
-            log.entries.retain(|entry| entry.sequence <= sequence);
-            log.last = log.last.min(sequence);
-        }
-    }
-
     /// Forgets a log's entries after `sequence`, as a late replica does that takes over.
     pub fn cut_log(&self, log: &str, sequence: u64) {
         if let Some(log) = self.content().logs.get_mut(log) {
