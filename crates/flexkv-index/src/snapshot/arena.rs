@@ -144,8 +144,8 @@ impl Arena {
     }
 
     /// An array for `need` words that begins with the first `used` words of `array`: the same one if
-    /// its size suits or can be cut, else another, with an eighth more room unless that is more than
-    /// `most` words. What is not used any more is retired.
+    /// its size suits or can be cut, else another; a long one has an eighth more room, but not more than
+    /// for `most` words. What is not used any more is retired.
     pub(super) fn fitted(
         &mut self,
         words: &Words,
@@ -164,7 +164,7 @@ impl Arena {
             let at = if granules == 0 { 0 } else { array.at };
             return Array { at, size: exact };
         }
-        let fitted = self.alloc(words, need.max(most.min(need + need / 8)));
+        let fitted = self.alloc(words, need.max(most.min(need + need / 32 * 4)));
         let kept = used.min(need);
         copy(array.slice(words, kept), fitted.slice(words, kept));
         self.retire(array);

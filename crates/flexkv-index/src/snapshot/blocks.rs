@@ -2,7 +2,7 @@
 //!
 //! Only the writer uses it, so it may move its entries as it likes. An entry is 48 bits and holds 13
 //! bits of the fingerprint's hash, in addition to its shard; whoever asks compares the fingerprint
-//! in the segment. Many small shards that grow by an eighth, so that none takes long and few slots
+//! in the segment. Many small shards that grow by a tenth, so that none takes long and few slots
 //! are empty.
 
 use std::hint::black_box;
@@ -18,7 +18,7 @@ const TAG_BITS: u32 = 48 - SEGMENT_BITS - OFFSET_BITS;
 const SHARD_BITS: u32 = 12;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// The most slots of a hundred that are used.
-const FULL_PERCENT: usize = 86;
+const FULL_PERCENT: usize = 90;
 
 /// A block's place: a segment and the offset there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Shard {
     /// Gives the shard room for `homes` entries and a few that are pushed past the end.
     fn resize(&mut self, homes: usize) {
         let mut larger = Self {
-            slots: vec![FREE; homes + homes / 16 + 8].into_boxed_slice(),
+            slots: vec![FREE; homes + homes / 64 + 6].into_boxed_slice(),
             homes: homes as u32,
             used: self.used,
         };
@@ -187,7 +187,7 @@ impl BlockTable {
         let full = (shard.used as usize + 1) * 100 > shard.homes as usize * FULL_PERCENT;
         if full || !shard.put(place, slot(tag, at)) {
             self.slots -= shard.slots.len();
-            shard.resize(shard.homes as usize + shard.homes as usize / 8 + 4);
+            shard.resize(shard.homes as usize + shard.homes as usize / 10 + 4);
             self.slots += shard.slots.len();
             place = shard.search(tag, |_| false).unwrap_or_else(|place| place);
             let put = shard.put(place, slot(tag, at));
