@@ -1,34 +1,25 @@
-//! The global index in memory: hashing, matching, locating, applying, and what it weighs.
+//! The global index in memory: hashing, matching, locating, applying, dying, and what it weighs.
 //!
-//! Content: conversations of 2,048 blocks over shared system prompts, each held in full by one
-//! owner and in its first half by another, as it is when a conversation moved. Names of rows speak
-//! of the default size.
+//! Content: conversations of 2,048 blocks over shared system prompts, which move from node to node,
+//! so that each has several owners. Names of rows speak of the default size; "10 M" is ten times that.
 
 use std::hint::black_box;
 
 use dashmap::DashMap;
 use fastrand::Rng;
-use flexkv_block::{
-    BlockKey, ClusterSecret, Generation, KeyChain, Location, SlotId, Tier, TokenId,
-};
-use flexkv_index::{
-    MatchOptions, OwnerId, OwnerSet, PrefixMatch, Snapshot, SnapshotWriter, snapshot,
-};
+use flexkv_block::{BlockKey, ClusterSecret, KeyChain, TokenId};
+use flexkv_index::PrefixMatch;
 use tokio::time::Instant;
 
 use super::{Better, Row, time};
+use crate::report::Times;
+use content::{Content, Filled, PIECES, PROMPT_BLOCKS, PerBlock, find, key, renew};
 
-/// Blocks of a prompt: 32,768 tokens, 16 a block.
-const PROMPT_BLOCKS: usize = 2048;
-const BLOCK_TOKENS: usize = 16;
-/// Blocks of a system prompt.
-const SYSTEM_BLOCKS: usize = 256;
-const SYSTEM_PROMPTS: usize = 8;
+mod beside;
+mod content;
+
+/// Owners, unless a row says something else.
 const OWNERS: usize = 16;
-/// Blocks that an owner publishes together.
-const RUN_BLOCKS: usize = 32;
-/// Block replicas of a conversation: all of it, and its first half again.
-const REPLICAS: usize = PROMPT_BLOCKS + PROMPT_BLOCKS / 2;
 /// Repetitions of what takes microseconds.
 const TIMES: usize = 20_000;
 
@@ -38,130 +29,20 @@ const ORIGINAL: &str = "FlexKV (original)";
 /// Block replicas in the index by default.
 pub const DEFAULT_REPLICAS: usize = 1_000_000;
 
-/// Measures the index with about `replicas` block replicas.
+/// Measures the index with about `replicas` block replicas, and with ten times as many.
 pub fn run(replicas: usize) -> Vec<Row> {
     let mut rng = Rng::with_seed(1);
-    let conversations = conversations(replicas.div_ceil(REPLICAS), &mut rng);
-    let (filled, apply_us) = Filled::new(&conversations);
-    let mut rows = vec![hashing(&mut rng)];
-    let full = matching(&mut rows, &filled, &conversations, &mut rng);
-    rows.push(locating(&filled, &conversations));
-    rows.push(
-        Row::new("apply, per block", apply_us, "us", Better::Lower)
-            .target(0.15)
-            .peer(ORIGINAL, 15.0),
-    );
-    rows.extend(naive(&conversations, full));
-    rows.push(shared_bytes(&filled));
-    rows.push(unshared_bytes(replicas, &mut rng));
+    let mut rows = hashing(&mut rng);
+    rows.extend(usual(replicas, &mut rng));
+    rows.extend(large(10 * replicas, &mut rng));
+    rows.extend(pieces(10 * replicas, &mut rng));
+    rows.extend(many_owners(replicas, &mut rng));
+    rows.extend(unshared(replicas, &mut rng));
     rows
 }
 
-fn key(rng: &mut Rng) -> BlockKey {
-    BlockKey::from_u128(rng.u128(..))
-}
-
-/// Prompts over shared system prompts.
-fn conversations(count: usize, rng: &mut Rng) -> Vec<Vec<BlockKey>> {
-    let systems: Vec<Vec<BlockKey>> = (0..SYSTEM_PROMPTS)
-        .map(|_| (0..SYSTEM_BLOCKS).map(|_| key(rng)).collect())
-        .collect();
-    (0..count)
-        .map(|number| {
-            let mut keys = systems[number % SYSTEM_PROMPTS].clone();
-            keys.resize_with(PROMPT_BLOCKS, || key(rng));
-            keys
-        })
-        .collect()
-}
-
-/// An index with all conversations in it.
-struct Filled {
-    /// Keeps the index as it is: without a writer there would be nobody to own its memory.
-    _writer: SnapshotWriter,
-    reader: Snapshot,
-    own: OwnerId,
-}
-
-impl Filled {
-    /// Fills an index; tells how long that took per block, in us.
-    fn new(conversations: &[Vec<BlockKey>]) -> (Self, f64) {
-        let (mut writer, reader) = snapshot();
-        let owners: Vec<OwnerId> = (0..OWNERS).map_while(|_| writer.add_owner()).collect();
-        let mut slot = 0;
-        let mut runs = Vec::new();
-        for (number, keys) in conversations.iter().enumerate() {
-            let fingerprints: Vec<u64> = keys.iter().map(|key| key.fingerprint()).collect();
-            for (owner, blocks) in [(number, PROMPT_BLOCKS / 2), (number * 7 + 1, PROMPT_BLOCKS)] {
-                let owner = owners[owner % owners.len()];
-                for start in (0..blocks).step_by(RUN_BLOCKS) {
-                    let part = fingerprints[start..start + RUN_BLOCKS].to_vec();
-                    let parent = start.checked_sub(1).map(|before| fingerprints[before]);
-                    let places: Vec<Location> = (0..RUN_BLOCKS).map(|_| place(&mut slot)).collect();
-                    runs.push((owner, parent, part, places));
-                }
-            }
-        }
-        let began = Instant::now();
-        for (owner, parent, fingerprints, places) in &runs {
-            writer.add_run(*owner, *parent, fingerprints, places);
-        }
-        let took = began.elapsed().as_secs_f64() * 1e6;
-        owners
-            .iter()
-            .for_each(|owner| writer.set_live(*owner, true));
-        let filled = Self {
-            _writer: writer,
-            reader,
-            own: owners[0],
-        };
-        (filled, took / (runs.len() * RUN_BLOCKS).max(1) as f64)
-    }
-
-    fn find(&self, keys: &[BlockKey], found: &mut PrefixMatch) {
-        let options = MatchOptions {
-            prefer: Some(self.own),
-            exclude: &OwnerSet::default(),
-        };
-        self.reader.match_prefix(keys, &options, found);
-    }
-}
-
-fn place(slot: &mut u32) -> Location {
-    *slot += 1;
-    Location {
-        tier: Tier::Host,
-        slot: SlotId(*slot),
-        generation: Generation::FIRST,
-    }
-}
-
-fn hashing(rng: &mut Rng) -> Row {
-    let secret = ClusterSecret::derive(b"bench");
-    let tokens: Vec<TokenId> = (0..PROMPT_BLOCKS * BLOCK_TOKENS)
-        .map(|_| rng.u32(..))
-        .collect();
-    let root = key(rng);
-    let times = time(
-        2_000,
-        |_| (),
-        |()| {
-            black_box(KeyChain::keys(
-                &secret,
-                root,
-                BLOCK_TOKENS,
-                black_box(&tokens),
-            ));
-        },
-    );
-    Row::new(
-        "keys of a 32768-token prompt, 16 tokens a block, p50",
-        times.micros(0.5),
-        "us",
-        Better::Lower,
-    )
-    .target(30.0)
-    .peer(ORIGINAL, 97.0)
+fn lower(name: impl Into<String>, value: f64, unit: &'static str) -> Row {
+    Row::new(name, value, unit, Better::Lower)
 }
 
 /// Keys as an engine has them: just computed, so they lie in its cache.
@@ -170,64 +51,160 @@ fn warm(keys: &[BlockKey]) -> &[BlockKey] {
     keys
 }
 
-/// Adds the rows of a match; returns the median of a full hit.
-fn matching(
-    rows: &mut Vec<Row>,
-    filled: &Filled,
-    conversations: &[Vec<BlockKey>],
-    rng: &mut Rng,
-) -> f64 {
-    let fork = |keys: &Vec<BlockKey>, rng: &mut Rng| {
-        let mut keys = keys[..PROMPT_BLOCKS / 2].to_vec();
-        keys.resize_with(PROMPT_BLOCKS, || key(rng));
-        keys
-    };
-    let half: Vec<Vec<BlockKey>> = conversations.iter().map(|keys| fork(keys, rng)).collect();
-    let miss: Vec<Vec<BlockKey>> = (0..64)
-        .map(|_| (0..PROMPT_BLOCKS).map(|_| key(rng)).collect())
-        .collect();
-    let mut full = 0.0;
-    for (what, prompts, blocks, target, peer) in [
-        ("full hit", conversations, PROMPT_BLOCKS, Some(2.0), 23.0),
-        ("half", &half, PROMPT_BLOCKS / 2, Some(2.0), 23.0),
-        ("miss", &miss, 0, Some(0.3), 0.45),
-    ] {
-        let mut found = PrefixMatch::default();
-        let mut right = true;
+fn hashing(rng: &mut Rng) -> Vec<Row> {
+    let secret = ClusterSecret::derive(b"bench");
+    let tokens: Vec<TokenId> = (0..32_768).map(|_| rng.u32(..)).collect();
+    let root = key(rng);
+    let mut rows = Vec::new();
+    for (per_block, target) in [(16, Some(30.0)), (128, None), (512, None)] {
         let times = time(
-            TIMES,
-            |i| warm(&prompts[i * 31 % prompts.len()]),
-            |keys| {
-                filled.find(keys, &mut found);
-                right &= found.blocks == blocks;
+            2_000,
+            |_| (),
+            |()| {
+                black_box(KeyChain::keys(&secret, root, per_block, black_box(&tokens)));
             },
         );
-        assert!(right, "{what}: a match is not of {blocks} blocks");
-        let name = |quantile| format!("match of 2048 blocks, 1 M replicas, {what}, {quantile}");
-        let mut median = Row::new(name("p50"), times.micros(0.5), "us", Better::Lower);
-        median.target = target;
-        rows.push(median.peer(ORIGINAL, peer));
-        rows.push(Row::new(
-            name("p99"),
-            times.micros(0.99),
-            "us",
-            Better::Lower,
-        ));
-        if what == "full hit" {
-            full = times.micros(0.5);
-        }
+        let name = format!("keys of a 32768-token prompt, {per_block} tokens a block, p50");
+        let mut row = lower(name, times.micros(0.5), "us");
+        row.target = target;
+        rows.push(if per_block == 16 {
+            row.peer(ORIGINAL, 97.0)
+        } else {
+            row
+        });
     }
-    full
+    let mut chain = KeyChain::new(&secret, root, 16);
+    let mut keys = Vec::new();
+    let times = time(
+        TIMES,
+        |_| (),
+        |()| {
+            keys.clear();
+            for tokens in black_box(&tokens[..1600]).chunks_exact(16) {
+                chain.extend(tokens, &mut keys);
+            }
+            black_box(&keys);
+        },
+    );
+    rows.push(lower(
+        "key of one more block, 16 tokens, p50",
+        times.micros(0.5) / 100.0,
+        "us",
+    ));
+    rows
 }
 
-fn locating(filled: &Filled, conversations: &[Vec<BlockKey>]) -> Row {
+/// Times of matches of prompts by turns, each of so many blocks.
+fn match_times(filled: &Filled, prompts: &[Vec<BlockKey>], blocks: usize) -> Times {
+    let mut found = PrefixMatch::default();
+    let mut right = true;
+    let times = time(
+        TIMES,
+        |i| warm(&prompts[i * 31 % prompts.len()]),
+        |keys| {
+            find(&filled.reader, filled.owners[0], keys, &mut found);
+            right &= found.blocks == blocks;
+        },
+    );
+    assert!(right, "a match is not of {blocks} blocks");
+    times
+}
+
+/// Median and p99 of matches.
+fn match_rows(what: &str, times: &Times) -> [Row; 2] {
+    [("p50", 0.5), ("p99", 0.99)].map(|(name, quantile)| {
+        let name = format!("match of 2048 blocks, {what}, {name}");
+        lower(name, times.micros(quantile), "us")
+    })
+}
+
+/// At most `count` prompts that leave those of the content after so many blocks.
+fn forks(content: &Content, count: usize, blocks: usize, rng: &mut Rng) -> Vec<Vec<BlockKey>> {
+    let few = content.prompts.iter().take(count);
+    few.map(|keys| {
+        let mut keys = keys[..blocks].to_vec();
+        keys.resize_with(PROMPT_BLOCKS, || key(rng));
+        keys
+    })
+    .collect()
+}
+
+/// Full, half and missed matches; the first row is the median of a full one.
+fn matches(what: &str, filled: &Filled, content: &Content, rng: &mut Rng) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let times = match_times(filled, &content.prompts, PROMPT_BLOCKS);
+    rows.extend(match_rows(&format!("{what}, full hit"), &times));
+    let half = forks(content, 2_000, PROMPT_BLOCKS / 2, rng);
+    let times = match_times(filled, &half, PROMPT_BLOCKS / 2);
+    rows.extend(match_rows(&format!("{what}, half"), &times));
+    // Few, so that it is not their own keys that take the caches.
+    let times = match_times(filled, &forks(content, 64, 0, rng), 0);
+    let [mut median, late] = match_rows(&format!("{what}, miss"), &times);
+    median.target = Some(0.3);
+    rows.extend([median.peer(ORIGINAL, 0.45), late]);
+    rows
+}
+
+/// What a concurrent map from key to owners takes, probed block by block; and how many times as long
+/// that is.
+fn naive(what: &str, content: &Content, full: f64) -> [Row; 2] {
+    let map: DashMap<BlockKey, u64> = DashMap::new();
+    for (number, keys) in content.prompts.iter().enumerate() {
+        for key in keys {
+            *map.entry(*key).or_default() |= 1 << (number % OWNERS);
+        }
+    }
+    let prompts = &content.prompts;
+    let times = time(
+        TIMES / 10,
+        |i| warm(&prompts[i * 31 % prompts.len()]),
+        |keys| {
+            let blocks = keys.iter().take_while(|key| map.contains_key(*key)).count();
+            assert_eq!(black_box(blocks), PROMPT_BLOCKS);
+        },
+    );
+    let naive = times.micros(0.5);
+    let name = format!("baseline: one DashMap probe per block, {what}, full hit, p50");
+    let ratio = format!("match against the baseline, {what}, full hit");
+    [
+        lower(name, naive, "us"),
+        Row::new(ratio, naive / full, "x", Better::Higher).target(50.0),
+    ]
+}
+
+/// The rows of an index of the size asked for.
+fn usual(replicas: usize, rng: &mut Rng) -> Vec<Row> {
+    let content = Content::moved(replicas, 2, OWNERS, rng);
+    let (mut filled, applied) = Filled::new(&content);
+    let mut rows = matches("1 M replicas", &filled, &content, rng);
+    for row in &mut rows[..4] {
+        row.peer = Some(ORIGINAL);
+        row.peer_value = Some(23.0);
+    }
+    rows[0].target = Some(2.0);
+    let full = rows[0].value;
+    rows.extend(naive("1 M replicas", &content, full));
+    rows.push(locating(&filled, &content));
+    let [mut median, mean] = apply_rows("first fill", &applied);
+    median.target = Some(0.15);
+    rows.extend([median.peer(ORIGINAL, 15.0), mean]);
+    let name = "memory per block replica, 1.5 owners a block";
+    rows.push(lower(name, filled.bytes_per_replica(), "B").target(20.0));
+    rows.extend(beside::rows(&mut filled, &content));
+    rows.extend(renewing(&mut filled, &content));
+    rows.extend(dying(&mut filled));
+    rows
+}
+
+fn locating(filled: &Filled, content: &Content) -> Row {
     let mut found = PrefixMatch::default();
     let mut places = Vec::with_capacity(PROMPT_BLOCKS);
+    let prompts = &content.prompts;
     let times = time(
         TIMES,
         |i| {
-            let keys = warm(&conversations[i * 31 % conversations.len()]);
-            filled.find(keys, &mut found);
+            let keys = warm(&prompts[i * 31 % prompts.len()]);
+            find(&filled.reader, filled.owners[0], keys, &mut found);
             (keys, found.runs.clone())
         },
         |(keys, runs)| {
@@ -240,75 +217,138 @@ fn locating(filled: &Filled, conversations: &[Vec<BlockKey>]) -> Row {
         },
     );
     let name = "locations of 2048 matched blocks, p50";
-    Row::new(name, times.micros(0.5), "us", Better::Lower).target(5.0)
+    lower(name, times.micros(0.5), "us").target(5.0)
 }
 
-/// What a concurrent map from key to owners takes, probed block by block.
-fn naive(conversations: &[Vec<BlockKey>], full: f64) -> [Row; 2] {
-    let map: DashMap<BlockKey, u64> = DashMap::new();
-    for (number, keys) in conversations.iter().enumerate() {
-        for key in keys {
-            *map.entry(*key).or_default() |= 1 << (number % OWNERS);
-        }
-    }
-    let times = time(
-        TIMES / 10,
-        |i| warm(&conversations[i * 31 % conversations.len()]),
-        |keys| {
-            let blocks = keys.iter().take_while(|key| map.contains_key(*key)).count();
-            assert_eq!(black_box(blocks), PROMPT_BLOCKS);
-        },
-    );
-    let naive = times.micros(0.5);
+/// What applying deltas costs: the median of small steps, and all of it.
+fn apply_rows(what: &str, applied: &PerBlock) -> [Row; 2] {
+    let name = |value| format!("apply, {what}, per block, {value}");
     [
-        Row::new(
-            "baseline: one DashMap probe per block, full hit, p50",
-            naive,
-            "us",
-            Better::Lower,
-        ),
-        Row::new(
-            "match against the baseline, full hit",
-            naive / full,
-            "x",
-            Better::Higher,
-        )
-        .target(50.0),
+        lower(name("p50 of steps"), applied.median(), "us"),
+        lower(name("mean"), applied.mean(), "us"),
     ]
 }
 
-fn shared_bytes(filled: &Filled) -> Row {
-    let stats = filled.reader.stats();
-    let bytes = stats.bytes as f64 / stats.replicas.max(1) as f64;
-    Row::new(
-        "memory per block replica, 1.5 owners a block",
-        bytes,
-        "B",
-        Better::Lower,
-    )
-    .target(20.0)
+/// Every conversation goes and comes back: what that costs, and what it leaves.
+fn renewing(filled: &mut Filled, content: &Content) -> [Row; 3] {
+    let mut applied = PerBlock::default();
+    for runs in &content.runs {
+        let began = Instant::now();
+        let blocks = renew(&mut filled.writer, &filled.owners, runs);
+        applied.add(began.elapsed(), blocks);
+    }
+    let [mut median, mean] = apply_rows("all removed and added again", &applied);
+    median.target = Some(0.15);
+    let name = "memory per block replica, after all was removed and added again";
+    let bytes = lower(name, filled.bytes_per_replica(), "B").target(20.0);
+    [median, mean, bytes]
+}
+
+/// Half of the owners die.
+fn dying(filled: &mut Filled) -> [Row; 2] {
+    let before = filled.reader.stats().replicas;
+    let dead = filled.owners.split_off(filled.owners.len() / 2);
+    let (writer, mut owners) = (&mut filled.writer, dead.iter());
+    let times = time(
+        dead.len() - dead.len() / 10,
+        |_| owners.next(),
+        |owner| {
+            if let Some(owner) = owner {
+                writer.remove_owner(*owner);
+            }
+        },
+    );
+    let began = Instant::now();
+    while !filled.writer.sweep(1024) {}
+    let took = began.elapsed().as_secs_f64() * 1e9;
+    let swept = before - filled.reader.stats().replicas;
+    [
+        lower(
+            "an owner's death, until its blocks are invisible, p50",
+            times.micros(0.5),
+            "us",
+        )
+        .target(1.0),
+        lower(
+            "sweeping dead owners, per replica",
+            took / swept.max(1) as f64,
+            "ns",
+        ),
+    ]
+}
+
+/// Ten times as many replicas, and conversations that moved twice.
+fn large(replicas: usize, rng: &mut Rng) -> Vec<Row> {
+    let content = Content::moved(replicas, 3, OWNERS, rng);
+    let (filled, applied) = Filled::new(&content);
+    let mut rows = matches("10 M replicas", &filled, &content, rng);
+    rows[0].target = Some(4.0);
+    let full = rows[0].value;
+    rows.extend(naive("10 M replicas", &content, full));
+    let [mut median, mean] = apply_rows("first fill, 10 M replicas", &applied);
+    median.target = Some(0.15);
+    rows.extend([median, mean]);
+    let name = "memory per block replica, 10 M replicas, 2 owners a block";
+    rows.push(lower(name, filled.bytes_per_replica(), "B").target(20.0));
+    rows
+}
+
+/// Prompts of which every owner holds pieces only.
+fn pieces(replicas: usize, rng: &mut Rng) -> Vec<Row> {
+    let content = Content::pieces(replicas, OWNERS, rng);
+    let (filled, _) = Filled::new(&content);
+    let mut found = PrefixMatch::default();
+    find(
+        &filled.reader,
+        filled.owners[0],
+        &content.prompts[0],
+        &mut found,
+    );
+    assert!(
+        found.runs.len() >= PIECES,
+        "{} owner runs",
+        found.runs.len()
+    );
+    let times = match_times(&filled, &content.prompts, PROMPT_BLOCKS);
+    let [mut median, late] = match_rows("10 M replicas in pieces, 10 owner runs or more", &times);
+    median.target = Some(8.0);
+    vec![median, late]
+}
+
+/// Prompts whose system prompts all owners hold, for more and more owners.
+fn many_owners(replicas: usize, rng: &mut Rng) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut medians = Vec::new();
+    for owners in [16, 64, 256, 1000] {
+        let content = Content::known_to_all(replicas, owners, rng);
+        let (filled, _) = Filled::new(&content);
+        let times = match_times(&filled, &content.prompts, PROMPT_BLOCKS);
+        let what =
+            format!("1 M replicas, {owners} owners who all hold the system prompts, full hit");
+        rows.extend(match_rows(&what, &times));
+        medians.push(times.micros(0.5));
+    }
+    let steps = medians.windows(2).map(|pair| pair[1] / pair[0]);
+    let worst = steps.fold(0.0, f64::max);
+    rows.push(lower("match with four times the owners, worst step", worst, "x").target(3.0));
+    rows
 }
 
 /// Memory where no block has a second owner.
-fn unshared_bytes(replicas: usize, rng: &mut Rng) -> Row {
-    let (mut writer, reader) = snapshot();
-    let mut slot = 0;
-    if let Some(owner) = writer.add_owner() {
-        for _ in 0..replicas.div_ceil(PROMPT_BLOCKS) {
-            let run: Vec<u64> = (0..PROMPT_BLOCKS).map(|_| key(rng).fingerprint()).collect();
-            let places: Vec<Location> = run.iter().map(|_| place(&mut slot)).collect();
-            writer.add_run(owner, None, &run, &places);
-        }
-    }
-    let stats = reader.stats();
-    let bytes = stats.bytes as f64 / stats.replicas.max(1) as f64;
-    Row::new(
-        "memory per block replica, 1 owner a block",
-        bytes,
-        "B",
-        Better::Lower,
-    )
-    .target(32.0)
+fn unshared(replicas: usize, rng: &mut Rng) -> Vec<Row> {
+    [
+        ("long prompts", PROMPT_BLOCKS..=PROMPT_BLOCKS, 32),
+        ("14 blocks a chat", 14..=14, 5),
+        ("5 to 14 blocks a chat", 5..=14, 5),
+    ]
+    .into_iter()
+    .map(|(what, blocks, turn)| {
+        let content = Content::alone(replicas, blocks, turn, rng);
+        let (filled, _) = Filled::new(&content);
+        let name = format!("memory per block replica, 1 owner a block, {what}");
+        lower(name, filled.bytes_per_replica(), "B").target(32.0)
+    })
+    .collect()
 }
 
 #[cfg(test)]
