@@ -181,7 +181,7 @@ async fn nodes_find_each_other_and_share_and_count_it() {
             "{line} is not in:\n{metrics}"
         );
     }
-    let granted = at_b.store(&self::keys(2, 3), 0).await.unwrap();
+    let granted = at_b.store(&self::keys(100, 3), 0).await.unwrap();
     let held = at_b.match_prefix(&keys).await.unwrap();
     at_b.load(held.ticket, 8, Duration::from_secs(10))
         .await
