@@ -21,8 +21,10 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     targets::block_frame::TARGET,
     targets::canary::TARGET,
+    targets::checkpoint::TARGET,
     targets::config::TARGET,
     targets::delta_log::TARGET,
+    targets::follower::TARGET,
     targets::local_protocol::TARGET,
     targets::node_record::TARGET,
     targets::tcp_wire::TARGET,

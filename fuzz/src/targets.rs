@@ -2,8 +2,10 @@
 
 pub(crate) mod block_frame;
 pub(crate) mod canary;
+pub(crate) mod checkpoint;
 pub(crate) mod config;
 pub(crate) mod delta_log;
+pub(crate) mod follower;
 pub(crate) mod local_protocol;
 pub(crate) mod node_record;
 pub(crate) mod tcp_wire;
