@@ -10,26 +10,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-BLOCK = 128
-"""Tokens of a block of vLLM on CPU."""
+from hosts import BLOCK as BLOCK
+
 READY_WITHIN_S = 900
 ANSWERED_WITHIN_S = 300
 TRUE_WITHIN_S = 60
@@ -187,36 +186,28 @@ class Node:
         assert self.runs, "no signal for a node that has ended"
         os.kill(self.pid, number)
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a block."""
-        text = self._files().with_suffix(".toml").read_text()
-        return tomllib.loads(text)["namespace"]["block_bytes"]
-
-    def blocks(self) -> dict[int, bytes]:
-        """Where in its memory something was ever stored, with a digest of what is there now."""
-        size = self.block_bytes
-        found = {}
+    def blocks(self) -> dict[bytes, int]:
+        """The keys of the blocks in its memory, with where each of them lies (see the arena in
+        `docs/protocol.md`)."""
         with self._arena() as arena:
-            at, end = 0, os.fstat(arena.fileno()).st_size
-            while at < end:
-                try:
-                    at = os.lseek(arena.fileno(), at, os.SEEK_DATA) // size * size
-                except OSError:  # there is nothing further on
-                    break
-                found[at] = hashlib.blake2b(os.pread(arena.fileno(), size, at)).digest()
-                at += size
+            slots, _, stride, payload = struct.unpack_from("<IIQQ", arena.read(4096), 40)
+            descriptors = arena.read(64 * slots)
+        found = {}
+        for slot in range(slots):
+            word, key = struct.unpack_from("=Q16s", descriptors, 64 * slot)
+            if word:
+                found[key] = payload + slot * stride
         return found
 
     def spoil(self, at: int) -> None:
-        """Flips a bit in the block that lies at `at` in its memory."""
+        """Flips a bit in the first page of the block that lies at `at` in its memory."""
         with self._arena() as arena:
-            place = at + self.block_bytes // 2
-            (byte,) = os.pread(arena.fileno(), 1, place)
-            os.pwrite(arena.fileno(), bytes([byte ^ 1]), place)
+            (byte,) = os.pread(arena.fileno(), 1, at + 1000)
+            os.pwrite(arena.fileno(), bytes([byte ^ 1]), at + 1000)
 
     def _arena(self) -> BinaryIO:
-        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+        entries = Path(f"/proc/{self.pid}/fd").iterdir()
+        for entry in sorted(entries, key=lambda entry: int(entry.name)):
             if os.readlink(entry).startswith("/memfd:"):
                 return entry.open("r+b", buffering=0)
         raise AssertionError("the node has no memory file")
