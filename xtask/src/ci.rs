@@ -90,6 +90,7 @@ fn steps() -> Vec<Step> {
 
 fn tools() -> Result<()> {
     tools::REDIS.ensure()?;
+    tools::FAKETIME.ensure()?;
     tools::CXX.ensure()?;
     tools::python()
 }

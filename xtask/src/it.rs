@@ -5,13 +5,13 @@
 use anyhow::Result;
 
 use crate::shell::Run;
-use crate::tools::REDIS;
+use crate::tools::{FAKETIME, REDIS};
 
 /// Runs the integration suites: several processes, a real Redis.
 ///
 /// Every crate's suite is its test target `it` (`crates/*/tests/it`). The suites start and stop
-/// their own `redis-server` on a free port; if the program is missing, it is installed with apt
-/// where that is allowed.
+/// their own `redis-server` on free ports, and give nodes other clocks by `faketime`; programs that
+/// are missing are installed with apt where that is allowed.
 ///
 ///   cargo xtask it                        all suites
 ///
@@ -32,6 +32,7 @@ pub(crate) struct Args {
 /// Finds or installs Redis, then runs the suites.
 pub(crate) fn run(args: &Args) -> Result<()> {
     REDIS.ensure()?;
+    FAKETIME.ensure()?;
     command(args).run()
 }
 

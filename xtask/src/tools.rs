@@ -23,6 +23,13 @@ pub(crate) const REDIS: Tool = Tool {
     needed_by: "the integration suites",
 };
 
+/// Gives nodes of the integration suites another wall clock.
+pub(crate) const FAKETIME: Tool = Tool {
+    program: "faketime",
+    package: "faketime",
+    needed_by: "the integration suites",
+};
+
 /// Compiles libFuzzer, which is C++.
 pub(crate) const CXX: Tool = Tool {
     program: "g++",

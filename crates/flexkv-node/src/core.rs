@@ -22,6 +22,10 @@ pub(crate) struct State {
     pub(crate) writer: SnapshotWriter,
     /// The follower's count of changes when the table of peers was made.
     pub(crate) peers_shown: u64,
+    /// What a reset could not free because it was being read.
+    pub(crate) doomed: Vec<Location>,
+    /// How often everything was dropped.
+    pub(crate) resets: u64,
 }
 
 /// A run of blocks that were committed one after the other.
@@ -78,6 +82,9 @@ impl Core {
         counters: &Counters,
     ) -> Vec<WriteSlot> {
         let mut slots: Vec<WriteSlot> = std::iter::from_fn(|| tier.reserve()).take(count).collect();
+        if slots.len() < count {
+            self.free_doomed(tier);
+        }
         while slots.len() < count {
             let evicted = self.evict(now, count - slots.len(), tier);
             counters.evicted_blocks.increment(evicted as u64);
@@ -106,6 +113,39 @@ impl Core {
         }
         self.forget(&mut state, now, &gone);
         gone.len()
+    }
+
+    /// Drops every block; says how many. The slots of those that are being read are freed later.
+    pub(crate) fn reset(&self, tier: &dyn BlockTier) -> usize {
+        let mut state = self.lock();
+        let all: Vec<(BlockKey, Location)> = state.residency.iter().collect();
+        let fingerprints: Vec<u64> = all.iter().map(|(key, _)| key.fingerprint()).collect();
+        state.residency = Residency::default();
+        state.writer.remove(self.own, &fingerprints);
+        for (_, location) in &all {
+            if tier.evict(*location) == Eviction::Pinned {
+                state.doomed.push(*location);
+            }
+        }
+        state.resets += 1;
+        self.removals.removed(all.iter().map(|(key, _)| *key));
+        // A new log says that there is nothing in fewer bytes than a removal of each block.
+        if let Some(publisher) = &mut state.publisher {
+            publisher.republish();
+            self.changed.notify_one();
+        }
+        all.len()
+    }
+
+    /// How often everything was dropped.
+    pub(crate) fn resets(&self) -> u64 {
+        self.lock().resets
+    }
+
+    /// Frees what a reset left because it was being read, as far as it no longer is.
+    pub(crate) fn free_doomed(&self, tier: &dyn BlockTier) {
+        let doomed = &mut self.lock().doomed;
+        doomed.retain(|location| tier.evict(*location) == Eviction::Pinned);
     }
 
     /// Drops a block whose bytes turned out wrong.
@@ -144,7 +184,34 @@ impl Core {
         filled: Vec<(usize, WriteSlot, Checksum)>,
         tier: &dyn BlockTier,
     ) -> Vec<(usize, Location)> {
+        self.commit_in(&mut self.lock(), now, keys, filled, tier)
+    }
+
+    /// The same for blocks of peers, which are not wanted if everything was dropped since `resets`
+    /// was read.
+    pub(crate) fn commit_fetched(
+        &self,
+        now: Duration,
+        keys: &[BlockKey],
+        filled: Vec<(usize, WriteSlot, Checksum)>,
+        tier: &dyn BlockTier,
+        resets: u64,
+    ) -> Vec<(usize, Location)> {
         let mut state = self.lock();
+        if state.resets != resets {
+            return Vec::new();
+        }
+        self.commit_in(&mut state, now, keys, filled, tier)
+    }
+
+    fn commit_in(
+        &self,
+        state: &mut State,
+        now: Duration,
+        keys: &[BlockKey],
+        filled: Vec<(usize, WriteSlot, Checksum)>,
+        tier: &dyn BlockTier,
+    ) -> Vec<(usize, Location)> {
         let mut run: Option<(usize, Run)> = None;
         let mut new = Vec::with_capacity(filled.len());
         for (index, slot, checksum) in filled {
@@ -163,7 +230,7 @@ impl Core {
                     run.locations.push(location);
                 }
                 _ => {
-                    self.publish_run(&mut state, now, run.take());
+                    self.publish_run(state, now, run.take());
                     let fingerprints = vec![key.fingerprint()];
                     run = Some((
                         index + 1,
@@ -176,7 +243,7 @@ impl Core {
                 }
             }
         }
-        self.publish_run(&mut state, now, run);
+        self.publish_run(state, now, run);
         self.removals
             .stored(new.iter().map(|(index, _)| keys[*index]));
         new

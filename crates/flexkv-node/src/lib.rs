@@ -13,6 +13,7 @@ mod core;
 mod counters;
 mod load;
 mod peers;
+mod reset;
 mod sync;
 mod tickets;
 
@@ -32,6 +33,7 @@ pub use crate::config::NodeConfig;
 use crate::core::{Core, State};
 use crate::counters::Counters;
 use crate::peers::Peers;
+use crate::reset::Resets;
 pub use crate::sync::SyncStats;
 use crate::tickets::Tickets;
 
@@ -67,6 +69,7 @@ struct Shared {
     peers: Peers,
     tickets: Tickets,
     counters: Counters,
+    resets: Resets,
 }
 
 impl Shared {
@@ -128,6 +131,8 @@ impl Node {
             follower: Follower::new(following, info),
             writer,
             peers_shown: 0,
+            doomed: Vec::new(),
+            resets: 0,
         };
         let shared = Arc::new(Shared {
             counters: Counters::register(recorder, config.name.as_str()),
@@ -142,6 +147,7 @@ impl Node {
             snapshot,
             core: Core::new(state, own),
             tickets: Tickets::default(),
+            resets: Resets::default(),
         });
         let tasks = sync::start(&shared);
         Ok(Arc::new(Self {

@@ -143,6 +143,7 @@ impl Load {
     async fn fetch(&mut self, plan: Plan) -> bool {
         let count = plan.values().map(Vec::len).sum();
         let shared = self.shared.clone();
+        let resets = shared.core.resets();
         let mut slots = shared
             .core
             .reserve(shared.now(), count, &*shared.tier, &shared.counters)
@@ -176,7 +177,7 @@ impl Load {
         for (owner, indices, fetched) in join_all(fetches).await {
             arrived.extend(self.sort_out(owner, indices, fetched));
         }
-        self.keep(arrived);
+        self.keep(arrived, resets);
         self.pin_local().await;
         !short
     }
@@ -258,12 +259,14 @@ impl Load {
     }
 
     /// Fetched blocks become blocks of this node: new replicas for the cluster. The transport has
-    /// verified their bytes, so they are pinned as they are.
-    fn keep(&mut self, mut arrived: Vec<Arrived>) {
+    /// verified their bytes, so they are pinned as they are. After a reset that came meanwhile they
+    /// are not kept.
+    fn keep(&mut self, mut arrived: Vec<Arrived>, resets: u64) {
         arrived.sort_unstable_by_key(|(i, ..)| *i);
         arrived.iter().for_each(|(i, ..)| self.fetched[*i] = true);
         let Shared { core, tier, .. } = &*self.shared;
-        for (i, location) in core.commit(self.shared.now(), &self.keys, arrived, &**tier) {
+        let now = self.shared.now();
+        for (i, location) in core.commit_fetched(now, &self.keys, arrived, &**tier, resets) {
             self.pins[i] = tier.pin(location, self.keys[i]).ok();
         }
     }

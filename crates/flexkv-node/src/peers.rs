@@ -3,6 +3,7 @@
 //! Readers load an immutable table; it is replaced as a whole. Knows nothing of blocks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ struct Failing {
 pub(crate) struct Peers {
     table: ArcSwap<PeerTable>,
     failing: Mutex<BTreeMap<OwnerId, Failing>>,
+    /// Nothing is to be fetched from anyone.
+    held: AtomicBool,
     backoff: Duration,
     backoff_max: Duration,
 }
@@ -52,6 +55,7 @@ impl Peers {
         Self {
             table: ArcSwap::default(),
             failing: Mutex::default(),
+            held: AtomicBool::new(false),
             backoff,
             backoff_max,
         }
@@ -101,6 +105,14 @@ impl Peers {
         self.publish(now, &failing, self.table.load().peers.clone());
     }
 
+    /// Leaves all peers out, or lets them be asked again.
+    pub(crate) fn hold(&self, now: Duration, held: bool) {
+        let failing = self.failing();
+        if self.held.swap(held, Ordering::Relaxed) != held {
+            self.publish(now, &failing, self.table.load().peers.clone());
+        }
+    }
+
     /// `owner` answered.
     pub(crate) fn succeeded(&self, now: Duration, owner: OwnerId) {
         if !self.table.load().peers.contains_key(&owner) {
@@ -121,7 +133,7 @@ impl Peers {
         let mut excluded = OwnerSet::default();
         for (owner, peer) in &peers {
             let waits = failing.get(owner).is_some_and(|f| f.retry_at > now);
-            if waits || peer.endpoint.is_none() {
+            if waits || self.held.load(Ordering::Relaxed) || peer.endpoint.is_none() {
                 excluded.insert(*owner);
             }
         }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::core::State;
 use crate::peers::{Endpoint, Peer};
+use crate::reset;
 use crate::{Node, Shared};
 
 /// Entries read of one log at a time.
@@ -153,7 +154,10 @@ async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
         if Instant::now() >= members_due {
             let began = Instant::now();
             match store.members().await {
-                Ok(members) => apply_members(&shared, members),
+                Ok(members) => {
+                    let members = reset::heed(&shared, &*store, members).await;
+                    apply_members(&shared, members);
+                }
                 Err(error) => complain(&shared, &error),
             }
             members_due = began + members_interval(&shared);

@@ -75,8 +75,13 @@ fn reason(address: &str, error: &Error) -> String {
     format!("redis at {address}: {}", in_words(error.details()))
 }
 
-/// The client library shows errors of the operating system as `Os { …, message: "…" }`.
+/// The client library shows errors of the operating system as `Os { …, message: "…" }` and those of
+/// TLS as `Custom { …, error: … }`.
 fn in_words(details: &str) -> &str {
+    if let Some(rest) = details.strip_prefix("Custom {") {
+        let error = rest.split_once("error: ").map(|(_, error)| error);
+        return error.map_or(details, |error| error.trim_end_matches('}').trim_end());
+    }
     let message = details
         .strip_prefix("Os {")
         .and_then(|fields| fields.split_once("message: \""))
@@ -90,7 +95,7 @@ fn has_code(error: &Error, codes: &[&str]) -> bool {
     let words = error.details().split_whitespace();
     let mut words = words.map(|word| word.trim_start_matches('-'));
     match words.next() {
-        Some("ERR") => words.any(|word| codes.contains(&word)),
+        Some("ERR" | "@user_script:") => words.any(|word| codes.contains(&word)),
         Some(first) => codes.contains(&first),
         None => false,
     }

@@ -4,7 +4,7 @@
 //! command reads them all. Logs are spread over [`GROUPS`] tags: over the servers of a cluster, but
 //! few enough that one connection can wait for each.
 
-use flexkv_block::NamespaceId;
+use flexkv_block::{Checksum, NamespaceId};
 use fred::util::redis_keyslot;
 
 /// How many slots of a cluster the logs of a namespace lie in.
@@ -71,9 +71,10 @@ impl Keys {
     }
 }
 
-/// Which of the groups the log called `log` is in.
+/// Which of the groups the log called `log` is in. Not by the hash of slots: names that are alike
+/// would be in few groups.
 pub(crate) fn group(log: &str) -> u8 {
-    (slot(log) % u16::from(GROUPS)) as u8
+    (Checksum::of(log.as_bytes()).0 % u64::from(GROUPS)) as u8
 }
 
 fn slot(key: &str) -> u16 {

@@ -58,6 +58,8 @@ pub struct LocalRedis {
     program: String,
     port: u16,
     password: Option<String>,
+    /// More lines of its configuration.
+    more: String,
     directory: TempDir,
     child: Option<Child>,
 }
@@ -79,15 +81,20 @@ impl LocalRedis {
         port: Option<u16>,
         password: Option<&str>,
     ) -> Result<Self, LocalRedisError> {
-        let program = std::env::var(SERVER_VARIABLE);
-        let program = program.unwrap_or_else(|_| "redis-server".to_owned());
-        Self::start_program(program, port, password).await
+        Self::start_program(program(), port, password, "").await
+    }
+
+    /// Starts a server on `port`, or on a free one, with `more` lines in its configuration, and waits
+    /// until it answers.
+    pub async fn start_configured(port: Option<u16>, more: &str) -> Result<Self, LocalRedisError> {
+        Self::start_program(program(), port, None, more).await
     }
 
     async fn start_program(
         program: String,
         port: Option<u16>,
         password: Option<&str>,
+        more: &str,
     ) -> Result<Self, LocalRedisError> {
         if !password.is_none_or(is_plain) {
             return Err(LocalRedisError::Password);
@@ -96,6 +103,7 @@ impl LocalRedis {
             program,
             port: port.unwrap_or_default(),
             password: password.map(str::to_owned),
+            more: more.to_owned(),
             directory: tempfile::Builder::new().prefix("flexkv-redis-").tempdir()?,
             child: None,
         };
@@ -186,7 +194,7 @@ impl LocalRedis {
         if let Some(password) = &self.password {
             lines += &format!("requirepass {password}\n");
         }
-        lines
+        lines + &self.more
     }
 
     fn log_file(&self) -> PathBuf {
@@ -243,6 +251,11 @@ impl Drop for LocalRedis {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The server's program.
+pub fn program() -> String {
+    std::env::var(SERVER_VARIABLE).unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 fn free_port() -> io::Result<u16> {

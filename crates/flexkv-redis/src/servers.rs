@@ -22,7 +22,7 @@ pub(crate) enum Servers {
     /// One server, or whichever the sentinels name.
     One(Pair),
     /// The servers of a cluster.
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 /// Two connections to one server: a command that waits must not hold up the others.
@@ -38,7 +38,7 @@ impl Servers {
     /// Begins to connect.
     pub(crate) fn open(config: &RedisConfig) -> Self {
         match config.seeds() {
-            Some(seeds) => Self::Cluster(Cluster::open(config, seeds)),
+            Some(seeds) => Self::Cluster(Box::new(Cluster::open(config, seeds))),
             None => Self::One(Pair {
                 commands: Arc::new(Link::open(config.target())),
                 reads: Arc::new(Link::open(config.target())),

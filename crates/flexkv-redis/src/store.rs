@@ -13,8 +13,8 @@ use flexkv_ports::{
     BoxFuture, LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError,
 };
 use fred::clients::Client;
-use fred::interfaces::{KeysInterface, LuaInterface, StreamsInterface};
-use fred::types::{Expiration, SetOptions, Value};
+use fred::interfaces::{ClientLike, KeysInterface, LuaInterface, StreamsInterface};
+use fred::types::{ClusterHash, CustomCommand, Expiration, SetOptions, Value};
 use tokio::time::{Instant, sleep};
 
 use crate::config::RedisConfig;
@@ -87,6 +87,15 @@ impl RedisStore {
             joined: Mutex::default(),
             ends: Mutex::default(),
         }
+    }
+
+    /// What the server that has the leases says of itself in `section` of INFO.
+    pub async fn server_info(&self, section: &str) -> Result<String, StoreError> {
+        let info = |client: Client| async move {
+            let command = CustomCommand::new_static("INFO", ClusterHash::FirstKey, false);
+            client.custom(command, vec![section.to_owned()]).await
+        };
+        self.servers.quick(self.keys.lease_slot(), info).await
     }
 
     /// Runs a script, all of whose keys are in `slot`.
@@ -195,12 +204,14 @@ impl RedisStore {
             Value::Bytes(record),
             milliseconds(ttl).into(),
             members_ttl.into(),
-            format!("{:016x}", fastrand::u64(..)).into(),
+            format!("{:016x}", fastrand::Rng::new().u64(..)).into(),
         ];
         let slot = self.keys.lease_slot();
         let reply = self.eval(scripts::JOIN, slot, keys, args).await?;
         let kept = reply::flag(&reply).map_err(self.malformed("EVAL (join)"))?;
-        lock(&self.joined).insert(name.to_owned(), Instant::now());
+        let mut joined = lock(&self.joined);
+        joined.retain(|_, at| at.elapsed() < JOIN_EVERY);
+        joined.insert(name.to_owned(), Instant::now());
         Ok(kept)
     }
 

@@ -8,6 +8,7 @@ mod demo;
 mod launch;
 mod node;
 mod replay;
+mod reset;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write};
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
+use flexkv_redis::TlsFiles;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -65,6 +67,7 @@ enum Command {
     Node(node::NodeArgs),
     Serve(launch::ServeArgs),
     Replay(replay::ReplayArgs),
+    Reset(reset::ResetArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
@@ -127,6 +130,7 @@ fn dispatch(command: Command, again: &Again, out: &mut dyn Write) -> Result<()> 
         Command::Replay(args) => {
             runtime.block_on(unless_interrupted(replay::run(args, again, out)))
         }
+        Command::Reset(args) => runtime.block_on(unless_interrupted(reset::run(args, out))),
         Command::Bench(command) => bench::run(command, &runtime, out),
     };
     // A read of standard input may be waiting for ever.
@@ -194,6 +198,7 @@ fn redis(url: &str) -> RedisSetting {
     RedisSetting {
         url: url.to_owned(),
         password: password(),
+        tls: TlsFiles::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flexkv_block::{ClusterSecret, NamespaceId};
 use flexkv_index::NodeName;
-use flexkv_redis::RedisConfig;
+use flexkv_redis::{Identity, RedisConfig, TlsFiles};
 use toml::Table;
 
 use self::fields::{Fields, Problem};
@@ -78,10 +78,12 @@ pub struct Advertise {
 /// How to reach Redis.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisSetting {
-    /// `redis://[user@]host:port[/database]`.
+    /// `redis://[user@]host:port[/database]`, or one of the other forms that `RedisConfig` takes.
     pub url: String,
     /// The password, if one was given outside of the URL.
     pub password: Option<String>,
+    /// Certificates, if it has TLS.
+    pub tls: TlsFiles,
 }
 
 impl fmt::Debug for RedisSetting {
@@ -101,7 +103,7 @@ impl RedisSetting {
             Some(password) => with_password(&self.url, password),
             None => self.url.clone(),
         };
-        RedisConfig::new(&url, cluster, namespace)
+        RedisConfig::with_tls(&url, cluster, namespace, &self.tls)
     }
 }
 
@@ -187,6 +189,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
     {
         let key = match error {
             flexkv_redis::ConfigError::Cluster { .. } => "cluster",
+            flexkv_redis::ConfigError::Tls { .. } => "redis.ca_file",
             _ => "redis.url",
         };
         fields.refuse(key, error.to_string());
@@ -334,13 +337,51 @@ fn slots(fields: &mut Fields<'_>, block_bytes: Option<usize>) -> Option<u32> {
 fn redis(fields: &mut Fields<'_>, password: Option<String>) -> Option<RedisSetting> {
     let from_file = fields.parsed("redis.password_file", first_line);
     let url = fields.text("redis.url").map(str::to_owned);
-    if url.is_none() && fields.has("redis.password_file") {
-        fields.refuse("redis.url", "is missing beside `redis.password_file`");
+    let tls = tls(fields);
+    let others = [
+        "redis.password_file",
+        "redis.ca_file",
+        "redis.certificate_file",
+    ];
+    if url.is_none()
+        && let Some(other) = others.into_iter().find(|key| fields.has(key))
+    {
+        fields.refuse("redis.url", format!("is missing beside `{other}`"));
     }
     Some(RedisSetting {
         url: url?,
         password: from_file.or(password),
+        tls,
     })
+}
+
+fn tls(fields: &mut Fields<'_>) -> TlsFiles {
+    let mut path = |key| fields.text(key).map(PathBuf::from);
+    let authorities = path("redis.ca_file");
+    let certificate = path("redis.certificate_file");
+    let key = path("redis.key_file");
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) => {
+            fields.refuse(
+                "redis.key_file",
+                "is missing beside `redis.certificate_file`",
+            );
+            None
+        }
+        (None, Some(_)) => {
+            fields.refuse(
+                "redis.certificate_file",
+                "is missing beside `redis.key_file`",
+            );
+            None
+        }
+    };
+    TlsFiles {
+        authorities,
+        identity,
+    }
 }
 
 /// `url` with `password` in place of any that it has, percent-encoded.

@@ -17,6 +17,7 @@ pub mod instance;
 pub mod launch;
 pub mod replay;
 pub mod report;
+pub mod reset;
 pub mod scrape;
 pub mod serve;
 pub mod trace;

@@ -36,6 +36,10 @@ fn errors_are_sorted_by_their_code() {
         ),
         (
             "full",
+            "@user_script: 14: -OOM command not allowed when used memory > 'maxmemory'.",
+        ),
+        (
+            "full",
             "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
         ),
         (
@@ -63,6 +67,7 @@ fn the_message_names_the_server() {
     for details in [
         "Connection refused",
         r#"Os { code: 111, kind: ConnectionRefused, message: "Connection refused" }"#,
+        "Custom { kind: Other, error: Connection refused }",
     ] {
         let error = sort("cache:6379", &Error::new(ErrorKind::IO, details));
         let expected =

@@ -13,9 +13,8 @@ fn keys_are_as_documented() {
     assert_eq!(keys.lease("n{0}"), format!("flexkv:{{{tag}}}:lease:n{{0}}"));
     assert_eq!(keys.members(), format!("flexkv:{{{tag}}}:members"));
     assert_eq!(keys.joins(), format!("flexkv:{{{tag}}}:joins"));
-    // CRC-16 (XMODEM) of `123456789` is 0x31c3.
-    let log = keys.log("123456789");
-    assert_eq!(log, format!("flexkv:{{{tag}:3}}:log:123456789"));
+    // XXH3-64 of no bytes is 0x2d06800538d394c2.
+    assert_eq!(keys.log(""), format!("flexkv:{{{tag}:2}}:log:"));
 }
 
 #[test]

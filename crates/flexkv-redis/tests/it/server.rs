@@ -1,10 +1,12 @@
 //! What the tests share: a private server, stores on it, and a way to talk to it behind their back.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flexkv_block::NamespaceId;
+use flexkv_ports::conformance::{StoreUnderTest, store as conformance};
 use flexkv_ports::{LogCursor, LogEntry, MetadataStore, StoreError};
 use flexkv_redis::local::LocalRedis;
 use flexkv_redis::{RedisConfig, RedisStore};
@@ -114,4 +116,23 @@ pub(crate) async fn names(store: &RedisStore) -> Vec<String> {
     let mut names: Vec<_> = members.into_iter().map(|member| member.name).collect();
     names.sort();
     names
+}
+
+/// Runs the suite of the port on `store`, which is on `servers`.
+pub(crate) async fn conforms(servers: &Arc<Vec<LocalRedis>>, config: impl Fn() -> RedisConfig) {
+    let flush = |servers: Arc<Vec<LocalRedis>>| async move {
+        for server in &*servers {
+            tell(server, "FLUSHALL").await;
+        }
+    };
+    conformance(async || {
+        flush(servers.clone()).await;
+        let store = RedisStore::connect(config()).await.expect("connect");
+        let servers = servers.clone();
+        StoreUnderTest {
+            store: Arc::new(store),
+            flush: Box::new(move || Box::pin(flush(servers.clone())) as _),
+        }
+    })
+    .await;
 }

@@ -4,33 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexkv_ports::conformance::{StoreUnderTest, store as conformance};
 use flexkv_ports::{LogEntry, MetadataStore, StoreError};
 use flexkv_redis::local::LocalRedis;
-use flexkv_redis::{RedisConfig, RedisStore};
+use flexkv_redis::RedisStore;
 use tokio::time::timeout;
 
 use crate::server::{
-    LONG, NOW, config, cursor, entries, in_cluster, names, sequences, server, store, tell, until,
+    LONG, NOW, config, conforms, cursor, entries, in_cluster, names, sequences, server, store, tell, until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keeps_the_promises_of_the_port() {
-    let server = Arc::new(server().await);
-    conformance(async || {
-        tell(&server, "FLUSHALL").await;
-        let store = Arc::new(store(&server).await);
-        let server = server.clone();
-        let flush = move || {
-            let server = server.clone();
-            Box::pin(async move { drop(tell(&server, "FLUSHALL").await) }) as _
-        };
-        StoreUnderTest {
-            store,
-            flush: Box::new(flush),
-        }
-    })
-    .await;
+    let servers = Arc::new(vec![server().await]);
+    let url = servers[0].url();
+    conforms(&servers, || config(&url)).await;
 }
 
 #[tokio::test]
@@ -347,22 +334,6 @@ async fn a_full_server_is_full_and_keeps_what_is_renewed() {
         .append("l", &entries(2..3, 0), false, LONG)
         .await
         .expect("append");
-}
-
-#[tokio::test]
-async fn a_user_without_rights_is_denied() {
-    let server = server().await;
-    tell(
-        &server,
-        "ACL SETUSER reader on >pw ~flexkv:* +@read +@connection",
-    )
-    .await;
-    let url = format!("redis://reader:pw@127.0.0.1:{}", server.port());
-    let config: RedisConfig = config(&url);
-    let store = RedisStore::connect(config).await.expect("may connect");
-    assert_eq!(sequences(&store, "l", 0).await, []);
-    let error = store.renew("n", Bytes::new(), "l", LONG).await;
-    assert!(matches!(error, Err(StoreError::Denied { .. })), "{error:?}");
 }
 
 #[tokio::test]

@@ -237,3 +237,34 @@ fn passwords_are_not_shown() {
         assert_eq!(without_password(url), shown);
     }
 }
+
+#[test]
+fn certificates_go_together_and_with_tls() {
+    let with = |lines: &str| parse(&format!("{lines}\n{MINIMAL}")).map(drop);
+    let plain = "redis.url = 'redis://h:1'";
+    for (lines, expect) in [
+        (
+            "redis.certificate_file = 'c'".to_owned(),
+            "`redis.key_file` is missing beside `redis.certificate_file`",
+        ),
+        (
+            "redis.key_file = 'k'".to_owned(),
+            "`redis.certificate_file` is missing beside `redis.key_file`",
+        ),
+        (
+            "redis.ca_file = 'a'".to_owned(),
+            "`redis.url` is missing beside `redis.ca_file`",
+        ),
+        (
+            format!("{plain}\nredis.ca_file = 'a'"),
+            "the url's scheme is not one with TLS",
+        ),
+        (
+            "redis.url = 'rediss://h:1'\nredis.ca_file = '/no/such'".to_owned(),
+            "`redis.ca_file` redis tls: /no/such: ",
+        ),
+    ] {
+        let error = with(&lines).unwrap_err();
+        assert!(error.contains(expect), "{lines}\n{error}");
+    }
+}

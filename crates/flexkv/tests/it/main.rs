@@ -12,5 +12,7 @@ mod harness;
 mod model;
 mod node;
 mod replay;
+mod reset;
 mod serve;
+mod store_faults;
 mod usage;

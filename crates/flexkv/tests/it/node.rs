@@ -18,7 +18,7 @@ use crate::harness::{Home, Running, signal, until};
 const BLOCK_BYTES: usize = 4096;
 
 /// Writes the configuration of node `name`; `more` goes before its sections.
-fn configure(home: &Home, name: &str, more: &str) -> PathBuf {
+pub(crate) fn configure(home: &Home, name: &str, more: &str) -> PathBuf {
     let socket = home.path(&format!("{name}-engines/node.sock"));
     let text = format!(
         "name = '{name}'\ncluster = 'it'\nsecret = 'it'\n\
@@ -32,14 +32,14 @@ fn configure(home: &Home, name: &str, more: &str) -> PathBuf {
     home.write(&format!("{name}.toml"), &text)
 }
 
-struct NodeProcess {
-    running: Running,
-    ready: Value,
+pub(crate) struct NodeProcess {
+    pub(crate) running: Running,
+    pub(crate) ready: Value,
 }
 
 impl NodeProcess {
     /// Starts node `name` and waits until it is ready.
-    fn start(home: &Home, name: &str, more: &str) -> Self {
+    pub(crate) fn start(home: &Home, name: &str, more: &str) -> Self {
         configure(home, name, more);
         let running =
             Running::start(&mut home.command(&format!("node --json --config {name}.toml")));
@@ -50,14 +50,14 @@ impl NodeProcess {
         Self { running, ready }
     }
 
-    async fn attach(&self) -> EngineClient {
+    pub(crate) async fn attach(&self) -> EngineClient {
         EngineClient::attach(self.ready["socket"].as_str().unwrap())
             .await
             .unwrap()
     }
 
     /// Reads events until the node sees `peers` others.
-    fn sees(&self, peers: u64) {
+    pub(crate) fn sees(&self, peers: u64) {
         loop {
             let event: Value = serde_json::from_str(&self.running.line()).unwrap();
             if event["event"] == "peers" && event["peers"] == peers {
@@ -66,7 +66,7 @@ impl NodeProcess {
         }
     }
 
-    async fn metrics(&self) -> String {
+    pub(crate) async fn metrics(&self) -> String {
         let url = self.ready["metrics"].as_str().unwrap();
         let address = url
             .strip_prefix("http://")
@@ -82,7 +82,7 @@ impl NodeProcess {
     }
 
     /// Asks the node to end and asserts that it does so well.
-    async fn end(self, how: Signal) {
+    pub(crate) async fn end(self, how: Signal) {
         signal(self.running.pid(), how);
         let done = self.running.done().await;
         assert_eq!(done.code, Some(0), "{}", done.err);
@@ -94,12 +94,12 @@ impl NodeProcess {
     }
 }
 
-fn keys(first: u128, count: u128) -> Vec<BlockKey> {
+pub(crate) fn keys(first: u128, count: u128) -> Vec<BlockKey> {
     (first..first + count).map(BlockKey::from_u128).collect()
 }
 
 /// Stores blocks of zeros.
-async fn store(engine: &EngineClient, keys: &[BlockKey]) {
+pub(crate) async fn store(engine: &EngineClient, keys: &[BlockKey]) {
     let grant = engine.store(keys, 0).await.unwrap();
     let zeros = [0; BLOCK_BYTES];
     let mut filled = Vec::new();
@@ -113,7 +113,7 @@ async fn store(engine: &EngineClient, keys: &[BlockKey]) {
 }
 
 /// How many leading blocks of `keys` the engine can load, and how many of them from peers.
-async fn load(engine: &EngineClient, keys: &[BlockKey]) -> (usize, usize) {
+pub(crate) async fn load(engine: &EngineClient, keys: &[BlockKey]) -> (usize, usize) {
     let hit = engine.match_prefix(keys).await.unwrap();
     let mut loaded = (0, 0);
     if hit.blocks > 0 {
