@@ -114,21 +114,19 @@ class WorkerRole:
         self._num_blocks = getattr(kv_cache_config, "num_blocks", None)
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
-        self._regions: list[tuple[int, int, int, int]] = []
+        self._caches: dict[str, Any] = {}
         self._link: Link | None = None
         self.side = WorkerSide(self._make_copier, _shard(vllm_config))
 
     def register(self, caches: dict[str, Any]) -> None:
         """Notes where the KV cache is."""
-        blocks = self._num_blocks or self._vllm_config.cache_config.num_gpu_blocks
         self.side.close()
-        shape = namespace.geometry(self._vllm_config, self._kv_cache_config)
-        self._regions = regions(caches, shape.layers, blocks)
+        self._caches = dict(caches)
 
     def unregister(self) -> None:
         """The KV cache is about to go: ends the copies."""
         self.side.close()
-        self._regions = []
+        self._caches = {}
 
     def close(self) -> None:
         """Ends the copies and the attachment."""
@@ -139,7 +137,11 @@ class WorkerRole:
     def _make_copier(self, plan: Plan) -> tuple[Any, Any] | None:
         from flexkv import _native
 
-        held = sum(size for _, _, size, _ in self._regions)
+        shape = namespace.geometry(self._vllm_config, self._kv_cache_config)
+        # Some versions know the number of blocks only after the caches are registered.
+        blocks = self._num_blocks or self._vllm_config.cache_config.num_gpu_blocks
+        parts = regions(self._caches, shape.layers, blocks)
+        held = sum(size for _, _, size, _ in parts)
         if held != plan.block_bytes:
             raise namespace.Unsupported(
                 f"a block of this worker has {held} bytes, one of the scheduler {plan.block_bytes}"
@@ -147,7 +149,7 @@ class WorkerRole:
         attachment = self._attachment(plan)
         if attachment is None:
             return None
-        copier = _native.Copier(attachment, self._regions, self._config.copy_threads)
+        copier = _native.Copier(attachment, parts, self._config.copy_threads)
         return copier, attachment
 
     def _attachment(self, plan: Plan) -> Any | None:
