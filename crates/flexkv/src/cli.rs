@@ -131,7 +131,7 @@ fn dispatch(command: Command, again: &Again, out: &mut dyn Write) -> Result<()> 
             runtime.block_on(unless_interrupted(replay::run(args, again, out)))
         }
         Command::Reset(args) => runtime.block_on(unless_interrupted(reset::run(args, out))),
-        Command::Bench(command) => bench::run(command, &runtime, out),
+        Command::Bench(command) => bench::run(command, again, &runtime, out),
     };
     // A read of standard input may be waiting for ever.
     runtime.shutdown_background();

@@ -33,7 +33,7 @@ const FORMED_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// How often nodes look for each other: they all start now.
-const MEMBERS_EVERY: Duration = Duration::from_millis(200);
+pub const MEMBERS_EVERY: Duration = Duration::from_millis(200);
 
 /// A free port of this host.
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -100,6 +100,8 @@ pub struct ClusterSpec {
     pub metadata: Metadata,
     /// What the blocks are.
     pub deployment: Deployment,
+    /// How often nodes look for each other.
+    pub members_interval: Duration,
 }
 
 impl ClusterSpec {
@@ -134,7 +136,7 @@ impl LocalCluster {
             };
             let instance = InstanceSpec {
                 node: NodeConfig {
-                    members_interval: MEMBERS_EVERY,
+                    members_interval: spec.members_interval,
                     ..NodeConfig::new(node_name(number)?, deployment.namespace)
                 },
                 memory: MemorySetting {

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cluster::{ClusterSpec, Deployment, LocalCluster, Metadata};
+use crate::cluster::{ClusterSpec, Deployment, LocalCluster, MEMBERS_EVERY, Metadata};
 use crate::engine::{Engine, Outcome};
 use crate::report::{Summary, Tally, progress};
 use crate::workload::{ChatRequest, ChatSpec, ChatWorkload};
@@ -94,6 +94,7 @@ pub async fn demo(spec: &DemoSpec) -> Result<DemoReport> {
         slots,
         metadata: Metadata::Alone,
         deployment,
+        members_interval: MEMBERS_EVERY,
     };
     let block_bytes = cluster.deployment.block_bytes;
     let alone = phase(spec, &cluster, &workload, "every node alone").await?;

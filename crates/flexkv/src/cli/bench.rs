@@ -3,13 +3,16 @@
 mod serve;
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use tokio::runtime::Runtime;
 
-use crate::bench::{Row, index};
+use super::Again;
+use crate::bench::{Row, index, store};
 use crate::report::table;
+use crate::units::parse_duration;
 
 /// Measure this machine, or serving instances: a row per value, with targets and what others have.
 ///
@@ -18,11 +21,13 @@ use crate::report::table;
 ///
 ///   flexkv bench index
 ///   flexkv bench index --json > today.json
+///   flexkv bench store --redis redis://127.0.0.1:6379
 ///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
 #[derive(Debug, Subcommand)]
 #[command(verbatim_doc_comment)]
 pub(super) enum BenchCommand {
     Index(IndexArgs),
+    Store(StoreArgs),
     Serve(serve::ServeArgs),
 }
 
@@ -38,9 +43,39 @@ pub(super) struct IndexArgs {
     json: bool,
 }
 
-pub(super) fn run(command: BenchCommand, runtime: &Runtime, out: &mut dyn Write) -> Result<()> {
+/// The metadata store on a Redis server: publishing, a newcomer, visibility, memory, idle cost.
+///
+/// Starts four node processes. What the server does for others at the same time is counted too, so
+/// let nobody else use it meanwhile. All that is written expires or is deleted.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct StoreArgs {
+    /// The Redis server; its password may be given as FLEXKV_REDIS_PASSWORD
+    #[arg(long, value_name = "URL")]
+    redis: String,
+    /// Blocks that one node publishes
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000_000))]
+    blocks: usize,
+    /// How long nodes are watched, once under load and once idle
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
+    watch: Duration,
+    /// Print an array of rows as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(
+    command: BenchCommand,
+    again: &Again,
+    runtime: &Runtime,
+    out: &mut dyn Write,
+) -> Result<()> {
     match command {
         BenchCommand::Index(args) => run_index(&args, out),
+        BenchCommand::Store(args) => {
+            runtime.block_on(super::unless_interrupted(run_store(args, again, out)))
+        }
         BenchCommand::Serve(args) => {
             runtime.block_on(super::unless_interrupted(serve::run(args, out)))
         }
@@ -48,11 +83,24 @@ pub(super) fn run(command: BenchCommand, runtime: &Runtime, out: &mut dyn Write)
 }
 
 fn run_index(args: &IndexArgs, out: &mut dyn Write) -> Result<()> {
-    let rows = index::run(args.blocks);
-    if args.json {
+    print_rows(&index::run(args.blocks), args.json, out)
+}
+
+async fn run_store(args: StoreArgs, again: &Again, out: &mut dyn Write) -> Result<()> {
+    let plan = store::Plan {
+        redis: super::redis(&args.redis),
+        blocks: args.blocks,
+        watch: args.watch,
+        program: again.command()?,
+    };
+    print_rows(&store::run(&plan).await?, args.json, out)
+}
+
+fn print_rows(rows: &[Row], json: bool, out: &mut dyn Write) -> Result<()> {
+    if json {
         super::print_json(out, &rows)
     } else {
-        super::print(out, &show(&rows))
+        super::print(out, &show(rows))
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::Again;
-use crate::cluster::{ClusterSpec, Deployment, Metadata, connect};
+use crate::cluster::{ClusterSpec, Deployment, MEMBERS_EVERY, Metadata, connect};
 use crate::replay::{ReplayReport, replay};
 use crate::report::table;
 use crate::trace::{self, TraceKeys};
@@ -119,6 +119,7 @@ impl ReplayArgs {
             slots,
             metadata,
             deployment: Deployment::synthetic(self.block_tokens, self.block_bytes)?,
+            members_interval: MEMBERS_EVERY,
         })
     }
 }

@@ -18,9 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use toml::{Table, Value};
 
-use super::{
-    ANY_PORT, ClusterSpec, FORMED_WITHIN, MEMBERS_EVERY, Metadata, attach, folder, socket,
-};
+use super::{ANY_PORT, ClusterSpec, FORMED_WITHIN, Metadata, attach, folder, socket};
 use crate::config::PASSWORD_VARIABLE;
 use crate::events::Event;
 
@@ -218,7 +216,7 @@ fn node_file(spec: &ClusterSpec, folder: &TempDir, number: usize) -> Table {
             "timing",
             section(vec![(
                 "members_interval",
-                Value::String(format!("{} ms", MEMBERS_EVERY.as_millis())),
+                Value::String(format!("{} ms", spec.members_interval.as_millis())),
             )]),
         ),
         (
