@@ -4,8 +4,12 @@
 
 pub mod index;
 pub mod serve;
+pub mod ssd;
 pub mod store;
 
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -85,4 +89,30 @@ fn time<T>(times: usize, mut prepare: impl FnMut(usize) -> T, mut work: impl FnM
         }
     }
     measured
+}
+
+/// CPU time that all threads of this process and of process `pid` have used, as the scheduler
+/// counts it. Threads that have ended meanwhile are missing; those that carry data stay.
+fn cpu(pid: Option<u32>) -> Result<Duration> {
+    let mut nanos = 0;
+    let own = std::process::id();
+    for process in [Some(own), pid].into_iter().flatten() {
+        let folder = format!("/proc/{process}/task");
+        let tasks = std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        for task in tasks {
+            let file = task?.path().join("schedstat");
+            // The thread may have ended since it was listed.
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let first = text.split(' ').next().unwrap_or_default();
+            nanos += first.parse().unwrap_or(0u64);
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// The middle one of the values; NaN if there are none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -72,6 +72,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv-redis",
             "flexkv-tcp",
             "flexkv-handshake",
+            "flexkv-ssd",
             "flexkv-host",
             "flexkv-index",
             "flexkv-ports",

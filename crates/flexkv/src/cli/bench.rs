@@ -1,6 +1,7 @@
 //! `flexkv bench`: its arguments and its table. What is measured is known to `bench`.
 
 mod serve;
+mod ssd;
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::units::parse_duration;
 ///   flexkv bench index
 ///   flexkv bench index --json > today.json
 ///   flexkv bench store --redis redis://127.0.0.1:6379
+///   flexkv bench ssd --dir /data
 ///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
 #[derive(Debug, Subcommand)]
 #[command(verbatim_doc_comment)]
@@ -29,6 +31,7 @@ pub(super) enum BenchCommand {
     Index(IndexArgs),
     Store(StoreArgs),
     Serve(serve::ServeArgs),
+    Ssd(ssd::SsdArgs),
 }
 
 /// The global index in memory: hashing, matching, locating, applying, memory.
@@ -79,6 +82,7 @@ pub(super) fn run(
         BenchCommand::Serve(args) => {
             runtime.block_on(super::unless_interrupted(serve::run(args, out)))
         }
+        BenchCommand::Ssd(args) => runtime.block_on(super::unless_interrupted(ssd::run(args, out))),
     }
 }
 
