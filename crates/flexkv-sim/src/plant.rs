@@ -1,7 +1,7 @@
 //! Planted bugs: they exist so that the simulation can prove that it would find them.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use flexkv_block::{BlockKey, Checksum, Location};
 use flexkv_node::NodeConfig;
@@ -32,8 +32,8 @@ pub enum Plant {
     ImmortalLogs,
     /// Nobody releases what an engine that died had in its hands: leaks.
     ForgetTickets,
-    /// The network's delays hang on the real clock: repeat.
-    RealTime,
+    /// The network's delays hang on chance that is not of the seed: repeat.
+    Unseeded,
 }
 
 impl Plant {
@@ -72,11 +72,7 @@ impl Plant {
     /// Microseconds by which a message is late.
     pub(crate) fn extra_delay(self) -> u64 {
         match self {
-            Self::RealTime => u64::from(
-                SystemTime::UNIX_EPOCH
-                    .elapsed()
-                    .map_or(0, |d| d.subsec_nanos() / 1000),
-            ),
+            Self::Unseeded => RandomState::new().hash_one(0) % 1_000_000,
             _ => 0,
         }
     }

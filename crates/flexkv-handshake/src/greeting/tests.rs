@@ -170,7 +170,7 @@ fn other_terms_are_refused_after_the_proof_and_another_version_before() {
 fn an_opening_for_another_protocol_is_none() {
     let (a, b) = (credential("s", "a"), credential("s", "b"));
     let other = Terms {
-        magic: *b"FKV-XXX\n",
+        magic: *b"FKV-ABC\n",
         ..terms()
     };
     let (heard, seen) = greet((&a, other), (&b, terms()), &honest);

@@ -79,7 +79,7 @@ fn receive_some(
     let message = recvmsg(stream, &mut [IoSliceMut::new(room)], &mut control, flags)?;
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = ancillary {
-            *file = received.last().or(file.take());
+            *file = received.last().or_else(|| file.take());
         }
     }
     Ok(message.bytes)

@@ -34,7 +34,7 @@ fn arena(slots: u32, block_bytes: usize) -> HostTier {
         slots,
         block_bytes,
         namespace: NAMESPACE,
-        arena: fastrand::u64(..),
+        arena: fastrand::Rng::new().u64(..),
         huge_pages: false,
         populate: false,
     })
@@ -144,7 +144,7 @@ impl TransportHarness for Harness {
 
     fn dead_endpoint(&self) -> String {
         let (host, _) = self.server.endpoint().rsplit_once('/').expect("a host");
-        format!("{host}/{:016x}", fastrand::u64(..))
+        format!("{host}/{:016x}", fastrand::Rng::new().u64(..))
     }
 }
 
@@ -402,7 +402,7 @@ impl OwnerProcess {
             status.contains("State:\tT")
         };
         while !std::fs::read_dir(&tasks).expect("its threads").all(stopped) {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::park_timeout(Duration::from_millis(1));
         }
     }
 }

@@ -90,7 +90,7 @@ fn every_planted_bug_is_found_by_its_checker() {
         (Plant::EndlessQueue, &["bytes wait"]),
         (Plant::ImmortalLogs, &["is left over", "logs"]),
         (Plant::ForgetTickets, &["tickets"]),
-        (Plant::RealTime, &["two runs differ"]),
+        (Plant::Unseeded, &["two runs differ"]),
     ];
     for (plant, verdicts) in bugs {
         let failure = found(plant);
