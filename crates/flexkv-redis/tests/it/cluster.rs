@@ -140,7 +140,10 @@ async fn a_master_that_is_replaced_is_left_and_one_that_dies_is_too() {
         let made = store.append(log, &entries(1..2, 0), true, LONG).await;
         made.expect("append");
     }
-    store.renew("n", Bytes::new(), &logs[0], LONG).await.expect("renew");
+    store
+        .renew("n", Bytes::new(), &logs[0], LONG)
+        .await
+        .expect("renew");
     let replica = &cluster.nodes[MASTERS];
     let master = async |node: &LocalRedis| {
         let info = tell(node, "INFO replication").await;
@@ -194,7 +197,10 @@ async fn says_what_kind_of_server_it_found() {
     let url = format!("redis-cluster://127.0.0.1:{}", alone.port());
     let error = RedisStore::connect(config(&url)).await.expect_err("alone");
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-    assert!(error.to_string().contains("cluster support disabled"), "{error}");
+    assert!(
+        error.to_string().contains("cluster support disabled"),
+        "{error}"
+    );
 
     let cluster = Cluster::start(0).await;
     let url = format!("redis://127.0.0.1:{}", cluster.nodes[0].port());

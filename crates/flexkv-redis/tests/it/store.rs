@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flexkv_ports::{LogEntry, MetadataStore, StoreError};
-use flexkv_redis::local::LocalRedis;
 use flexkv_redis::RedisStore;
+use flexkv_redis::local::LocalRedis;
 use tokio::time::timeout;
 
 use crate::server::{
-    LONG, NOW, config, conforms, cursor, entries, in_cluster, names, sequences, server, store, tell, until,
+    LONG, NOW, config, conforms, cursor, entries, in_cluster, names, sequences, server, store,
+    tell, until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

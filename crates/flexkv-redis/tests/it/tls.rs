@@ -111,7 +111,12 @@ async fn a_server_of_an_unknown_authority_is_not_trusted() {
     let strangers = secured.config("127.0.0.1", &other.authority());
     let error = RedisStore::connect(strangers).await.expect_err("refused");
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-    assert!(error.to_string().ends_with(": InvalidCertificate(UnknownIssuer)"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with(": InvalidCertificate(UnknownIssuer)"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
