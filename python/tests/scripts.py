@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import engine as engines
+import msgspec
+import zmq
 
 _DEADLINE_S = 60.0
 
@@ -25,6 +27,25 @@ def resets(engine: Any, batches: list[list[dict]]) -> dict[str, Any]:
         results.append(engines.generate(engine, batch))
         time.sleep(0.3)
     return {"results": results, "reset": told}
+
+
+def events(engine: Any, batches: list[list[dict]]) -> dict[str, Any]:
+    """Answers the jobs; tells the KV events from the first one on, once what each batch saved was
+    announced and nothing more comes."""
+    config = engine.llm_engine.vllm_config.kv_events_config
+    idle = {"tokens": [4, 5, 6], "max_tokens": 4}
+    results, saved, told = [], 0, []
+    deadline = time.monotonic() + _DEADLINE_S
+    for batch in batches:
+        results.append(engines.generate(engine, batch))
+        saved += sum(result["told"]["flexkv_saved_tokens"] for result in results[-1])
+        before = None
+        while time.monotonic() < deadline and (before != told or _announced(told) < saved):
+            before = told
+            time.sleep(0.5)
+            engines.generate(engine, [idle])  # vLLM collects events at each step
+            told = _published(config.replay_endpoint)
+    return {"results": results, "events": told}
 
 
 def aborts(engine: Any, batches: list[list[dict]]) -> dict[str, Any]:
@@ -107,3 +128,24 @@ def _tickets() -> int:
         lines = answer.read().decode().splitlines()
     (line,) = [line for line in lines if line.startswith("flexkv_tickets{")]
     return int(float(line.rsplit(" ", 1)[1]))
+
+
+def _announced(told: list[dict[str, Any]]) -> int:
+    """Tokens that were announced to be stored in a node."""
+    stored = [each for each in told if each["type"] == "BlockStored" and each["medium"] == "CPU"]
+    return sum(len(each["token_ids"]) for each in stored)
+
+
+def _published(endpoint: str) -> list[dict[str, Any]]:
+    """All KV events so far, as vLLM tells them to those who listen late."""
+    told = []
+    with zmq.Context() as context, context.socket(zmq.DEALER) as listener:
+        listener.connect(endpoint)
+        listener.send_multipart([b"", (0).to_bytes(8, "big")])
+        while listener.poll(1000 * _DEADLINE_S):
+            *_, payload = listener.recv_multipart()
+            if not payload:
+                return told
+            _, events, *_ = msgspec.msgpack.decode(payload)
+            told += msgspec.to_builtins(events)
+    raise TimeoutError("vLLM does not tell its events again")

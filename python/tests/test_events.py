@@ -43,6 +43,7 @@ def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vllm", "vllm.distributed"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.kv_cache_utils", None)
 
 
 PROMPT = list(range(100, 118))

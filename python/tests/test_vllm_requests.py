@@ -1,10 +1,11 @@
-"""Real vLLM: what separates requests, what a reset separates, aborted requests."""
+"""Real vLLM: what separates requests, what a reset separates, aborted requests, KV events."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import make_model
 import pytest
@@ -98,3 +99,38 @@ def test_aborted_requests_leave_nothing_behind(host: Host, redis: Redis) -> None
     assert not any(second["left"].values()), second["left"]
     assert hits(second)[0] == 30 * BLOCK
     assert tokens(second)[0] == tokens(first)[0]
+
+
+def test_events_tell_what_the_node_holds(host: Host) -> None:
+    """A node with room for ten blocks. What it stores is told as vLLM tells of its own memory, and
+    what it evicts without that anybody looks for it."""
+    ten = {"FLEXKV_CPU_CACHE_GB": str(10 * 4 * BLOCK * 1024 / (1 << 30))}
+    config: dict[str, Any] = {"enable_kv_cache_events": True, "publisher": "zmq"}
+    config["endpoint"] = f"ipc://{host.directory}/events"
+    config["replay_endpoint"] = f"ipc://{host.directory}/events-again"
+    jobs = [job(WHOLE, 2), job(WHOLE[: 2 * BLOCK] + prompt(2, 744), 2), job(WHOLE, 2, salt="s")]
+    batches = [[each] for each in jobs]
+    answer = host.engine(batches, OWN, ten, script="events", kv_events_config=config, **EXACT)
+
+    def told(kind: str, medium: str) -> list[dict[str, Any]]:
+        events = [each for each in answer["events"] if each["type"] == kind]
+        return [each for each in events if each["medium"] == medium]
+
+    stored, own = told("BlockStored", "CPU"), told("BlockStored", "GPU")
+    assert [len(each["block_hashes"]) for each in stored] == [7, 5, 7]
+    assert [each["token_ids"] for each in stored[::2]] == [WHOLE[: 7 * BLOCK]] * 2
+    for name in ("block_hashes", "parent_block_hash", "token_ids", "block_size", "extra_keys"):
+        assert [each.get(name) for each in stored] == [each.get(name) for each in own], name
+    assert stored[1]["parent_block_hash"] == stored[0]["block_hashes"][1]
+    assert stored[2]["extra_keys"][0] == ["s"], "by tokens alone it is the first prompt"
+
+    gone = [value for each in told("BlockRemoved", "CPU") for value in each["block_hashes"]]
+    assert len(set(gone)) == len(gone) == 9, "nineteen blocks for ten places"
+    first, second, salted = (each["block_hashes"] for each in stored)
+    left = [
+        next((at for at, value in enumerate(blocks) if value in gone), 7)
+        for blocks in (first, first[:2] + second, salted)
+    ]
+    reader = {**OWN, "kv_role": "kv_consumer"}
+    fresh = host.engine(batches, reader, ten, enable_prefix_caching=False, **EXACT)
+    assert hits(fresh) == [count * BLOCK for count in left], "what was not removed is there"

@@ -58,6 +58,7 @@ class Announcer:
             "lora_id": lora.lora_int_id if lora is not None else None,
             "medium": _MEDIUM,
             "lora_name": lora.lora_name if lora is not None else None,
+            "extra_keys": _extra_keys(BlockStored, request, range(first, end), size),
         }
         event = BlockStored(**_known(BlockStored, values))
         return Offer(event, [shard[first * _KEY_BYTES :] for shard in keys])
@@ -116,6 +117,21 @@ def _split(keys: bytes) -> list[bytes]:
 def _known(event: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Those of `values` that this version's event has."""
     return {name: value for name, value in values.items() if name in event.__struct_fields__}
+
+
+def _extra_keys(event: Any, request: Any, blocks: range, size: int) -> list[Any] | None:
+    """What the hash of each block is of besides tokens, in the form of vLLM's own events. Whoever
+    computes hashes from tokens would take a salted block for one that anybody can use."""
+    if "extra_keys" not in event.__struct_fields__:
+        return None
+    from vllm.v1.core import kv_cache_utils
+
+    keys, image = [], 0
+    for block in blocks:
+        ends = block * size, (block + 1) * size
+        of_block, image = kv_cache_utils.generate_block_hash_extra_keys(request, *ends, image)
+        keys.append(of_block)
+    return getattr(kv_cache_utils, "to_event_extra_keys", list)(keys)
 
 
 def _external(value: Any) -> Any:
