@@ -37,11 +37,7 @@ const ARROWS: &[Arrow] = &[
     arrow("flexkv-ports", &["flexkv-block"], &[]),
     arrow("flexkv-redis", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-handshake", &["flexkv-block"], &[]),
-    arrow(
-        "flexkv-tcp",
-        &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
-        &[],
-    ),
+    arrow("flexkv-tcp", &["flexkv-ports", "flexkv-block"], &[]),
     arrow(
         "flexkv-host",
         &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
@@ -71,7 +67,6 @@ const ARROWS: &[Arrow] = &[
             "flexkv-engine",
             "flexkv-redis",
             "flexkv-tcp",
-            "flexkv-handshake",
             "flexkv-ssd",
             "flexkv-host",
             "flexkv-index",
@@ -89,7 +84,6 @@ const ARROWS: &[Arrow] = &[
         "flexkv-benches",
         &[
             "flexkv-tcp",
-            "flexkv-handshake",
             "flexkv-host",
             "flexkv-index",
             "flexkv-ports",
@@ -103,7 +97,6 @@ const ARROWS: &[Arrow] = &[
             "flexkv",
             "flexkv-engine",
             "flexkv-tcp",
-            "flexkv-handshake",
             "flexkv-index",
             "flexkv-ports",
             "flexkv-block",
