@@ -236,7 +236,13 @@ def restart(instance: Instance) -> None:
     until(lambda: instance.node.pid != before and instance.node.runs, "there is another node")
     node = instance.node
     until(lambda: node.ready["pid"] == node.pid, "it is ready")
-    until(lambda: node.metrics()("flexkv_sessions") == 2, "scheduler and worker have it")
+
+    def attached() -> bool:
+        # The worker attaches when it has blocks to copy.
+        ask(instance, prompt(99, 2 * BLOCK))
+        return node.metrics()("flexkv_sessions") == 2
+
+    until(attached, "scheduler and worker have it")
     until(lambda: node.metrics()("flexkv_peers") == 2, "it knows the others")
 
 
