@@ -12,7 +12,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId};
 use flexkv_host::{HostConfig, HostTier};
-use flexkv_ports::{BlockTier as _, StagedRead, StagedTier as _, WriteRefusal};
+use flexkv_ports::{
+    BlockTier as _, Eviction, StagedRead, StagedTier as _, WriteRefusal, WriteSlot,
+};
 use flexkv_ssd::{SsdConfig, SsdDir, SsdTier};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
@@ -142,6 +144,8 @@ struct Bench {
     /// Of all blocks: their keys differ, their bytes do not, so that any slot can be written from.
     sum: Checksum,
     keys: u128,
+    /// Blocks in memory that were written, or are about to be let go by the transfer.
+    leaving: Vec<Location>,
     /// Blocks on disk.
     held: Vec<(BlockKey, Location)>,
     rng: fastrand::Rng,
@@ -181,6 +185,7 @@ impl Bench {
             memory,
             sum: Checksum::of(&content),
             keys: 0,
+            leaving: Vec::new(),
             held: Vec::new(),
             rng,
             depth: depth as usize,
@@ -231,10 +236,7 @@ impl Bench {
             if open.len() == self.depth {
                 self.note(open.next().await)?;
             }
-            let slot = self
-                .memory
-                .reserve()
-                .context("the arena has a slot a lane")?;
+            let slot = self.slot().await;
             self.keys += 1;
             let key = BlockKey::from_u128(self.keys << 64 | self.keys);
             let from = self.memory.commit(slot, key, self.sum);
@@ -249,11 +251,24 @@ impl Bench {
         Ok(count)
     }
 
+    /// A slot to write from or read into. There are two for each transfer, so one is free soon.
+    async fn slot(&mut self) -> WriteSlot {
+        loop {
+            let memory = &self.memory;
+            self.leaving
+                .retain(|at| memory.evict(*at) == Eviction::Pinned);
+            if let Some(slot) = memory.reserve() {
+                return slot;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn note(&mut self, written: Option<Written>) -> Result<()> {
         let Some((key, from, outcome)) = written else {
             return Ok(());
         };
-        self.memory.evict(from);
+        self.leaving.push(from);
         match outcome {
             Ok(at) => self.held.push((key, at)),
             Err(refusal) => bail!("a block was not written: {refusal:?}"),
@@ -269,10 +284,7 @@ impl Bench {
                 check(open.next().await)?;
             }
             let (key, at) = self.held[self.rng.usize(..self.held.len())];
-            let into = self
-                .memory
-                .reserve()
-                .context("the arena has a slot a lane")?;
+            let into = self.slot().await;
             open.push(self.tier.read(at, key, into));
         }
         while let Some(read) = open.next().await {
