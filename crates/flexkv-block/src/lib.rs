@@ -5,6 +5,7 @@
 //!
 //! This crate does no I/O, reads no clock and knows nothing of nodes, indexes or transports.
 
+mod arena;
 mod frame;
 mod key;
 mod layout;
@@ -12,6 +13,7 @@ mod location;
 mod mac;
 mod namespace;
 
+pub use arena::{ARENA_HEADER_BYTES, ArenaError, ArenaLayout, DESCRIPTOR_BYTES, Descriptor};
 pub use frame::{
     Checksum, FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_VERSION, FrameError, FrameHeader,
 };

@@ -6,15 +6,17 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use flexkv_block::{BlockKey, Checksum, Location, SlotId, Tier};
+use flexkv_block::{
+    ARENA_HEADER_BYTES, ArenaError, ArenaLayout, BlockKey, Checksum, Descriptor, Location, SlotId,
+    Tier,
+};
 use flexkv_ports::{FetchOutcome, MemorySlice};
 use rustix::{fs, io};
 
+use crate::HostError;
 use crate::copy::copy_and_sum;
-use crate::descriptor::{Descriptor, Descriptors};
-use crate::layout::HEADER_BYTES;
+use crate::descriptor::Descriptors;
 use crate::mapping::Region;
-use crate::{ArenaLayout, HostError};
 
 /// An arena owned by another process. Clones are the same mapping.
 #[derive(Clone)]
@@ -31,14 +33,15 @@ impl MappedArena {
     pub fn open(file: OwnedFd) -> Result<Self, HostError> {
         let stat = fs::fstat(&file).map_err(HostError::refused("ask for the arena's size"))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut header = [0; HEADER_BYTES];
+        let mut header = [0; ARENA_HEADER_BYTES];
         let read = io::pread(&file, &mut header, 0)
             .map_err(HostError::refused("read the arena's header"))?;
-        if read < HEADER_BYTES {
-            return Err(HostError::Length {
-                expected: HEADER_BYTES as u64,
+        if read < ARENA_HEADER_BYTES {
+            return Err(ArenaError::Length {
+                expected: ARENA_HEADER_BYTES as u64,
                 found: file_bytes,
-            });
+            }
+            .into());
         }
         let layout = ArenaLayout::decode(&header, file_bytes)?;
         let region = Arc::new(Region::open(file, layout.file_bytes())?);

@@ -9,21 +9,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use flexkv_block::{BlockKey, Checksum, Location, SlotId};
+use flexkv_block::{ArenaLayout, Descriptor, SlotId};
 
-use crate::ArenaLayout;
 use crate::mapping::Region;
-
-/// What a slot holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Where the block lies, with its generation.
-    pub location: Location,
-    /// Which block it is.
-    pub key: BlockKey,
-    /// Checksum of its bytes.
-    pub checksum: Checksum,
-}
 
 /// The descriptors of a mapped arena.
 #[derive(Clone)]
@@ -32,7 +20,8 @@ pub(crate) struct Descriptors {
     layout: ArenaLayout,
 }
 
-/// The words of one descriptor that have a meaning: location, key (low, high), checksum.
+/// The words of one descriptor that have a meaning, little-endian: location, key (low, high),
+/// checksum.
 #[repr(C)]
 struct Words {
     location: AtomicU64,
@@ -52,12 +41,11 @@ impl Descriptors {
         let Some(words) = self.words(block.location.slot) else {
             return;
         };
-        let key = block.key.as_u128();
-        words.key[0].store(key as u64, Ordering::Relaxed);
-        words.key[1].store((key >> 64) as u64, Ordering::Relaxed);
-        words.checksum.store(block.checksum.0, Ordering::Relaxed);
-        let word = block.location.to_word();
-        words.location.store(word, Ordering::Release);
+        let [location, low, high, checksum] = block.to_words().map(u64::to_le);
+        words.key[0].store(low, Ordering::Relaxed);
+        words.key[1].store(high, Ordering::Relaxed);
+        words.checksum.store(checksum, Ordering::Relaxed);
+        words.location.store(location, Ordering::Release);
     }
 
     /// Says that the slot holds no block. Whatever this thread writes to the slot afterwards is
@@ -75,17 +63,13 @@ impl Descriptors {
         // Sees whatever was copied before this call no later than the word.
         fence(Ordering::Acquire);
         let word = words.location.load(Ordering::Acquire);
-        let location = Location::from_word(word).filter(|location| location.slot == slot)?;
         let low = words.key[0].load(Ordering::Relaxed);
         let high = words.key[1].load(Ordering::Relaxed);
-        let checksum = Checksum(words.checksum.load(Ordering::Relaxed));
+        let checksum = words.checksum.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let same = words.location.load(Ordering::Relaxed) == word;
-        same.then_some(Descriptor {
-            location,
-            key: BlockKey::from_u128((u128::from(high) << 64) | u128::from(low)),
-            checksum,
-        })
+        let words = [word, low, high, checksum].map(u64::from_le);
+        Descriptor::from_words(words, slot).filter(|_| same)
     }
 
     fn words(&self, slot: SlotId) -> Option<&Words> {

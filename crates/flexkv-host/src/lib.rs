@@ -12,15 +12,12 @@ mod arena;
 mod copy;
 mod descriptor;
 mod error;
-mod layout;
 mod mapping;
 mod share;
 mod slot;
 mod tier;
 
 pub use arena::MappedArena;
-pub use descriptor::Descriptor;
 pub use error::HostError;
-pub use layout::ArenaLayout;
 pub use share::{HostTransport, HostTransportConfig, ShareConfig, ShareServer};
 pub use tier::{HostConfig, HostTier};

@@ -5,16 +5,18 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
-use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, SlotId, Tier};
+use flexkv_block::{
+    ArenaLayout, BlockKey, Checksum, Descriptor, Location, NamespaceId, SlotId, Tier,
+};
 use flexkv_ports::{
     BlockTier, Eviction, Memory, MemorySlice, PinRefusal, ReadSlot, SlotOwner, TierShape,
     TierUsage, WriteSlot,
 };
 
-use crate::descriptor::{Descriptor, Descriptors};
+use crate::HostError;
+use crate::descriptor::Descriptors;
 use crate::mapping::Mapping;
 use crate::slot::{Slot, Use};
-use crate::{ArenaLayout, HostError};
 
 /// What an arena is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -252,23 +252,23 @@ fn the_file_keeps_its_size() {
 fn files_that_are_no_arena_are_refused() {
     let good = MemorySlice::new(tier().memory(), 0, 4096).expect("the header page");
     let mut good = good.to_vec();
-    let magic = HostError::Magic { found: [0; 4] };
-    assert_eq!(refusal(file(&[0; 8192], true)), magic);
-    let length = HostError::Length {
+    let magic = ArenaError::Magic { found: [0; 4] };
+    assert_eq!(refusal(file(&[0; 8192], true)), magic.into());
+    let length = ArenaError::Length {
         expected: 80,
         found: 3,
     };
-    assert_eq!(refusal(file(b"FKV", true)), length);
-    let length = HostError::Length {
+    assert_eq!(refusal(file(b"FKV", true)), length.into());
+    let length = ArenaError::Length {
         expected: 8192 + 3 * 8192,
         found: 4096,
     };
-    assert_eq!(refusal(file(&good, true)), length);
+    assert_eq!(refusal(file(&good, true)), length.into());
     good.resize(8192 + 3 * 8192, 0);
     assert_eq!(refusal(file(&good, false)), HostError::NotSealed);
     assert!(MappedArena::open(file(&good, true)).is_ok());
     good[33] ^= 1;
-    assert_eq!(refusal(file(&good, true)), HostError::Damaged);
+    assert_eq!(refusal(file(&good, true)), ArenaError::Damaged.into());
 }
 
 #[test]

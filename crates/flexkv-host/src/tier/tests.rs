@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flexkv_block::Generation;
+use flexkv_block::{ArenaError, Generation};
 use flexkv_ports::conformance::{self, TransportHarness};
 use flexkv_ports::{HeapHub, HeapTransport, Transport};
 
@@ -88,7 +88,7 @@ fn an_arena_larger_than_the_machine_is_refused() {
     let refused = HostTier::create(&config(u32::MAX, 1 << 30));
     let refused = refused.expect_err("4 EiB");
     assert!(
-        matches!(refused, HostError::TooLarge { .. }),
+        matches!(refused, HostError::Layout(ArenaError::TooLarge { .. })),
         "another error: {refused}"
     );
     assert!(machine_memory() > 1 << 20, "the machine has memory");

@@ -1,6 +1,7 @@
 //! The documented offsets, and that a header is believed only if all of it fits together.
 
 use super::*;
+use crate::{Generation, Tier};
 
 fn layout(slots: u32, block_bytes: u64) -> ArenaLayout {
     let namespace = NamespaceId::from_u128(0x1122_3344_5566_7788_99aa_bbcc_ddee_ff00);
@@ -61,7 +62,7 @@ fn a_header_reads_back_and_every_bit_counts() {
     let good = layout.encode();
     let file_bytes = layout.file_bytes;
     assert_eq!(ArenaLayout::decode(&good, file_bytes), Ok(layout));
-    for bit in 0..8 * HEADER_BYTES {
+    for bit in 0..8 * ARENA_HEADER_BYTES {
         let mut bad = good;
         bad[bit / 8] ^= 1 << (bit % 8);
         assert!(ArenaLayout::decode(&bad, file_bytes).is_err(), "bit {bit}");
@@ -82,7 +83,7 @@ fn a_header_with_a_right_checksum_must_still_be_possible() {
         let sum = Checksum::of(&header[..COVERED]);
         header[COVERED..].copy_from_slice(&sum.0.to_le_bytes());
         let decoded = ArenaLayout::decode(&header, u64::MAX);
-        assert_eq!(decoded, Err(HostError::Damaged), "{value} at {at}");
+        assert_eq!(decoded, Err(ArenaError::Damaged), "{value} at {at}");
     }
 }
 
@@ -128,4 +129,34 @@ fn impossible_sizes_are_named() {
     );
     let largest = ArenaLayout::new(0, namespace, u32::MAX, 1 << 30, u64::MAX);
     assert!(largest.is_ok(), "no overflow");
+}
+
+#[test]
+fn a_descriptor_has_the_documented_bytes_and_reads_back() {
+    let location = Location {
+        tier: Tier::Host,
+        slot: SlotId(7),
+        generation: Generation::new(0x0abc_def0).expect("in range"),
+    };
+    let descriptor = Descriptor {
+        location,
+        key: BlockKey::from_bytes(*b"0123456789abcdef"),
+        checksum: Checksum(0x1122_3344_5566_7788),
+    };
+    let mut bytes = [0; DESCRIPTOR_BYTES];
+    bytes[..8].copy_from_slice(&[7, 0, 0, 0, 0xf0, 0xde, 0xbc, 0x1a]);
+    bytes[8..24].copy_from_slice(b"0123456789abcdef");
+    bytes[24..32].copy_from_slice(&[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+    assert_eq!(Descriptor::from_bytes(&bytes, SlotId(7)), Some(descriptor));
+    assert_eq!(
+        Descriptor::from_words(descriptor.to_words(), SlotId(7)),
+        Some(descriptor)
+    );
+    assert_eq!(
+        Descriptor::from_bytes(&bytes, SlotId(8)),
+        None,
+        "another slot"
+    );
+    bytes[..8].fill(0);
+    assert_eq!(Descriptor::from_bytes(&bytes, SlotId(7)), None, "no block");
 }
