@@ -10,6 +10,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use flexkv_benches::{keys, payload};
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
+use flexkv_handshake::Credential;
 use flexkv_ports::{BlockTier, FetchOutcome, HeapTier, TierShape, Transport, Want};
 use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport, TransportConfig};
 
@@ -65,13 +66,16 @@ fn pair() -> Pair {
     }
     let namespace = NamespaceId::from_u128(1);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = TcpServer::start(address, owner.clone(), ServerConfig::new(namespace));
+    let credential = Credential::new(b"benches", "bench");
+    let config = ServerConfig::new(namespace, credential.clone());
+    let server = TcpServer::start(address, owner.clone(), config);
+    let config = TransportConfig::new(namespace, BLOCK_BYTES as u32, credential);
     Pair {
         stored,
         owner,
         reader: tier(),
         server: server.expect("a free port"),
-        transport: TcpTransport::new(TransportConfig::new(namespace, BLOCK_BYTES as u32)),
+        transport: TcpTransport::new(config),
     }
 }
 

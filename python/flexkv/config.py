@@ -59,6 +59,8 @@ class Config:
     """The command that starts nodes; this Python's `-m flexkv` if none."""
     node_port: int = 0
     """Port for other nodes; 0 takes a free one."""
+    shared_memory: bool = True
+    """Nodes of one host read each other's memory in place. Without it they use the network, too."""
     metrics_listen: str | None = None
     """Where the node serves its metrics, such as `127.0.0.1:9400`."""
     runtime_dir: str | None = None

@@ -157,6 +157,7 @@ def toml(config: Config, deployment: Deployment, at: Files) -> str:
         "populate = false",
         "[network]",
         f"listen = {_quoted(_with_port(address, config.node_port))}",
+        *(() if config.shared_memory else ("shared_memory = false",)),
         "[engine]",
         f"socket = {_quoted(str(at.socket))}",
     ]

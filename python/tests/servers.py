@@ -44,6 +44,8 @@ _ENVIRON = {
     # For `/reset_prefix_cache`.
     "VLLM_SERVER_DEV_MODE": "1",
     "FLEXKV_METRICS_LISTEN": "127.0.0.1:0",
+    # Nodes stand for hosts of their own, which share no memory.
+    "FLEXKV_SHARED_MEMORY": "0",
     # On a busy machine a fetch may be slow; that is not what is tested.
     "FLEXKV_FETCH_DEADLINE_S": "30",
 }

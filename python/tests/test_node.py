@@ -38,6 +38,7 @@ def test_the_configuration_says_what_the_settings_say(config: Config, tmp_path: 
         local_ip="10.0.0.2",
         cpu_cache_gb=2,
         node_name="a.b",
+        shared_memory=False,
     )
     at = node.files(shared, NAMESPACE)
     text = node.toml(shared, DEPLOYMENT, at)
@@ -46,7 +47,7 @@ def test_the_configuration_says_what_the_settings_say(config: Config, tmp_path: 
     assert read["namespace"] == {"id": NAMESPACE, "block_bytes": 4096}
     assert read["memory"]["size"] == f"{2 << 30} B"
     assert read["redis"]["url"] == "redis://127.0.0.1:6379"
-    assert read["network"] == {"listen": "10.0.0.2:0"}
+    assert read["network"] == {"listen": "10.0.0.2:0", "shared_memory": False}
     assert read["secret"] == "secret words", "the password serves as the cluster's secret"
     alone = tomllib.loads(node.toml(config, DEPLOYMENT, node.files(config, NAMESPACE)))
     assert "redis" not in alone

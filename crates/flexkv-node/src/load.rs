@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::Shared;
 use crate::counters::Miss;
-use crate::peers::PeerTable;
+use crate::peers::{Endpoint, PeerTable};
 use crate::tickets::Held;
 
 /// A load gives up after this many rounds of fetching.
@@ -191,27 +191,12 @@ impl Load {
         wants: Vec<Want>,
     ) -> impl Future<Output = (OwnerId, Vec<usize>, Vec<Fetched>)> + use<> {
         let shared = self.shared.clone();
-        let endpoint = table
-            .peers
-            .get(&owner)
-            .and_then(|peer| peer.endpoint.clone());
+        let peer = table.peers.get(&owner);
+        let endpoints = peer.map_or_else(Vec::new, |peer| peer.endpoints.clone());
         let left = self.deadline.saturating_duration_since(Instant::now());
         let patience: Duration = left.min(shared.config.fetch_timeout);
         async move {
-            let fetched = match endpoint {
-                Some(at) => {
-                    shared.transports[at.transport]
-                        .fetch(&at.uri, wants, patience)
-                        .await
-                }
-                None => wants
-                    .into_iter()
-                    .map(|want| Fetched {
-                        outcome: FetchOutcome::Unreachable,
-                        into: want.into,
-                    })
-                    .collect(),
-            };
+            let fetched = fetch_by_any(&shared, &endpoints, wants, patience).await;
             (owner, indices, fetched)
         }
     }
@@ -304,6 +289,51 @@ impl Load {
             },
             pins,
         )
+    }
+}
+
+/// Fetches through the first endpoint, and what it does not reach through the next ones: memory that
+/// should be shared may not be, between containers for instance.
+async fn fetch_by_any(
+    shared: &Shared,
+    endpoints: &[Endpoint],
+    wants: Vec<Want>,
+    patience: Duration,
+) -> Vec<Fetched> {
+    let until = Instant::now() + patience;
+    let named: Vec<_> = wants.iter().map(|want| (want.location, want.key)).collect();
+    let mut fetched: Vec<Fetched> = wants.into_iter().map(unreached).collect();
+    for at in endpoints {
+        let left = until.saturating_duration_since(Instant::now());
+        let is_open = |got: &Fetched| got.outcome == FetchOutcome::Unreachable;
+        if left.is_zero() || !fetched.iter().any(is_open) {
+            break;
+        }
+        let all = fetched.into_iter().enumerate();
+        let (open, mut done): (Vec<_>, Vec<_>) = all.partition(|(_, got)| is_open(got));
+        let places: Vec<usize> = open.iter().map(|(place, _)| *place).collect();
+        let wants = open.into_iter().map(|(place, got)| {
+            let (location, key) = named[place];
+            let into = got.into;
+            Want {
+                location,
+                key,
+                into,
+            }
+        });
+        let transport = &shared.transports[at.transport];
+        let again = transport.fetch(&at.uri, wants.collect(), left).await;
+        done.extend(places.into_iter().zip(again));
+        done.sort_unstable_by_key(|(place, _)| *place);
+        fetched = done.into_iter().map(|(_, got)| got).collect();
+    }
+    fetched
+}
+
+fn unreached(want: Want) -> Fetched {
+    Fetched {
+        outcome: FetchOutcome::Unreachable,
+        into: want.into,
     }
 }
 

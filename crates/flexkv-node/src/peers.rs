@@ -14,8 +14,8 @@ use flexkv_index::{OwnerId, OwnerSet};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
     pub(crate) name: String,
-    /// The first endpoint in the order of our transports, if there is a common one.
-    pub(crate) endpoint: Option<Endpoint>,
+    /// Its endpoints that our transports reach, in the order of our transports: the best one first.
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
 /// An endpoint and the transport for it.
@@ -133,7 +133,7 @@ impl Peers {
         let mut excluded = OwnerSet::default();
         for (owner, peer) in &peers {
             let waits = failing.get(owner).is_some_and(|f| f.retry_at > now);
-            if waits || self.held.load(Ordering::Relaxed) || peer.endpoint.is_none() {
+            if waits || peer.endpoints.is_empty() || self.held.load(Ordering::Relaxed) {
                 excluded.insert(*owner);
             }
         }

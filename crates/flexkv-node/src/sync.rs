@@ -299,24 +299,18 @@ fn note(shared: &Shared, state: &mut State, event: &FollowerEvent) {
     }
 }
 
-/// How to reach the node of `record`: by the best of our transports that it offers.
+/// How to reach the node of `record`: by those of our transports that it offers, the best one first.
 fn peer(shared: &Shared, record: &NodeRecord) -> Peer {
-    let endpoints = record.info.endpoints();
-    let endpoint = shared
-        .transports
-        .iter()
-        .enumerate()
-        .find_map(|(transport, ours)| {
-            let speaks = |uri: &&String| {
-                uri.split_once("://")
-                    .is_some_and(|(s, _)| s == ours.scheme())
-            };
-            let uri = endpoints.iter().find(speaks)?.clone();
-            Some(Endpoint { transport, uri })
-        });
+    let endpoints = shared.transports.iter().enumerate();
+    let endpoints = endpoints.filter_map(|(transport, ours)| {
+        let mut offered = record.info.endpoints().iter();
+        let uri = offered.find(|uri| ours.reaches(uri))?.clone();
+        Some(Endpoint { transport, uri })
+    });
+    let endpoints = endpoints.collect();
     Peer {
         name: record.info.node().to_string(),
-        endpoint,
+        endpoints,
     }
 }
 

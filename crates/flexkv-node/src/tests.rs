@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
 use flexkv_ports::conformance::{self, CacheUnderTest};
 use flexkv_ports::{
-    BlockTier, Faults, FaultyTransport, Filled, HeapHub, HeapStore, HeapTier, HeapTransport,
-    KvCache, LoadStatus, Loaded, TierShape, TransportFaults,
+    BlockTier, BoxFuture, Faults, FaultyTransport, FetchOutcome, Fetched, Filled, HeapHub,
+    HeapStore, HeapTier, HeapTransport, KvCache, LoadStatus, Loaded, TierShape, TransportFaults,
+    Want,
 };
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
@@ -41,6 +43,11 @@ impl World {
     }
 
     fn node(&self, name: &str, slots: u32) -> TestNode {
+        self.node_with(name, slots, None)
+    }
+
+    /// A node that is also served at a `near` endpoint and prefers `near`, if there is one.
+    fn node_with(&self, name: &str, slots: u32, near: Option<Arc<Near>>) -> TestNode {
         let shape = TierShape {
             tier: Tier::Host,
             slots,
@@ -51,14 +58,16 @@ impl World {
         let faults = Faults::new(1);
         let transport = FaultyTransport::new(HeapTransport::new(self.hub.clone()), faults.clone());
         let config = NodeConfig {
-            endpoints: vec![endpoint],
+            endpoints: vec![endpoint.clone(), endpoint.replace("mem:", "near:")],
             ..NodeConfig::new(name.parse().expect("a name"), NAMESPACE)
         };
         let seed = name.bytes().map(u64::from).sum();
+        let near = near.map(|near| near as Arc<dyn Transport>);
+        let far: Arc<dyn Transport> = Arc::new(transport);
         let ports = NodePorts {
             tier: tier.clone(),
             store: Some(Arc::new(self.store.clone())),
-            transports: vec![Arc::new(transport)],
+            transports: near.into_iter().chain([far]).collect(),
             rng: fastrand::Rng::with_seed(seed),
         };
         let recorder = DebuggingRecorder::new();
@@ -71,6 +80,42 @@ impl World {
             metrics,
             counted: Mutex::default(),
         }
+    }
+}
+
+/// A transport that reaches every second block.
+struct Near {
+    inner: HeapTransport,
+    asked: AtomicUsize,
+}
+
+impl Transport for Near {
+    fn scheme(&self) -> &'static str {
+        "near"
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        endpoint: &'a str,
+        wants: Vec<Want>,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Vec<Fetched>> {
+        self.asked.fetch_add(wants.len(), Ordering::Relaxed);
+        let endpoint = endpoint.replace("near:", "mem:");
+        Box::pin(async move {
+            let mut fetched = Vec::new();
+            for (place, want) in wants.into_iter().enumerate() {
+                if place % 2 == 0 {
+                    fetched.extend(self.inner.fetch(&endpoint, vec![want], deadline).await);
+                } else {
+                    fetched.push(Fetched {
+                        outcome: FetchOutcome::Unreachable,
+                        into: want.into,
+                    });
+                }
+            }
+            fetched
+        })
     }
 }
 
@@ -464,4 +509,21 @@ async fn two_nodes_with_one_name_are_two_owners() {
     b.sees(&prompt, 3).await;
     a.sees(&prompt, 3).await;
     assert_eq!(a.load(&prompt).await.remote, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_best_endpoint_does_not_reach_comes_through_the_next_one() {
+    let world = World::new();
+    let near = Arc::new(Near {
+        inner: HeapTransport::new(world.hub.clone()),
+        asked: AtomicUsize::new(0),
+    });
+    let a = world.node("a", 16);
+    let b = world.node_with("b", 16, Some(near.clone()));
+    let keys: Vec<BlockKey> = (1..=6).map(BlockKey::from_u128).collect();
+    a.store(&keys, 0).await;
+    b.sees(&keys, 6).await;
+    assert_eq!(b.load(&keys).await.blocks.len(), 6);
+    assert_eq!(near.asked.load(Ordering::Relaxed), 6, "asked first, once");
+    assert_eq!(b.counter("flexkv_fetch_failures_total", ""), 0);
 }

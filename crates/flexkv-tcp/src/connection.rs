@@ -4,13 +4,14 @@
 //! by window, while the bytes are in cache. Knows nothing of back-off or of other connections.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use flexkv_block::{Checksum, FrameHeader};
+use flexkv_handshake::{Asking, Credential, GreetError, Terms, VERDICT_BYTES, WELCOME_BYTES};
 use flexkv_ports::{FetchOutcome, MemorySlice, Want};
 use thiserror::Error;
 
@@ -18,8 +19,7 @@ use crate::batch::{Batch, Part, Piece};
 use crate::deadline::{self, Timed};
 use crate::foreign::{self, Cursor};
 use crate::wire::{
-    ANSWER_BYTES, Answer, Entry, Hello, RESPONSE_BYTES, Request, RequestKind, Response,
-    WELCOME_BYTES, Welcome, WireError,
+    ANSWER_BYTES, Answer, Entry, RESPONSE_BYTES, Request, RequestKind, Response, WireError,
 };
 
 /// Pieces requested before the first of them is read: hides the round trip between two pieces.
@@ -32,6 +32,9 @@ const HASH_PIECE: usize = 4096;
 /// Why a connection could not be opened or had to be closed.
 #[derive(Debug, Error)]
 pub(crate) enum LinkError {
+    /// The owner refused the handshake, or does not know the secret.
+    #[error(transparent)]
+    Greet(#[from] GreetError),
     /// The socket failed, ended, or a deadline passed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -46,9 +49,9 @@ pub(crate) enum LinkError {
     /// All request numbers are used up.
     #[error("the connection has no request numbers left")]
     Numbers,
-    /// The owner refused the handshake; its words.
-    #[error("the owner refuses: {0}")]
-    Refused(String),
+    /// The owner allows no request of this size.
+    #[error("the owner refuses a request for {0} blocks")]
+    Oversized(u32),
     /// The owner does not speak the protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -84,22 +87,25 @@ impl Connection {
     /// Connects and shakes hands until `until`.
     pub(crate) fn open(
         address: SocketAddr,
-        hello: Hello,
+        credential: &Credential,
+        terms: Terms,
         until: Instant,
     ) -> Result<Self, LinkError> {
         let stream = TcpStream::connect_timeout(&address, deadline::left(until)?)?;
         stream.set_nodelay(true)?;
-        Timed::writing(&stream, until).write_all(&hello.encode())?;
+        let (asking, opening) = Asking::begin(credential, terms)?;
+        let mut writing = Timed::writing(&stream, until);
+        writing.write_all(&opening)?;
         let mut reading = Timed::reading(&stream, until);
-        let mut bytes = [0; WELCOME_BYTES];
-        reading.read_exact(&mut bytes)?;
-        let welcome = Welcome::decode(&bytes)?;
-        let mut message = vec![0; usize::from(welcome.message_bytes)];
-        reading.read_exact(&mut message)?;
-        if welcome.refusal.is_some() {
-            let message = String::from_utf8_lossy(&message);
-            return Err(LinkError::Refused(message.escape_debug().to_string()));
-        }
+        let mut welcome = [0; WELCOME_BYTES];
+        reading.read_exact(&mut welcome)?;
+        let mut rest = vec![0; asking.follows(&welcome)?];
+        reading.read_exact(&mut rest)?;
+        let (proving, confirm) = asking.confirm(&welcome, &rest)?;
+        writing.write_all(&confirm)?;
+        let mut verdict = [0; VERDICT_BYTES];
+        reading.read_exact(&mut verdict)?;
+        proving.accepted(&verdict)?;
         Ok(Self {
             stream: Arc::new(stream),
             last_id: 0,
@@ -189,11 +195,10 @@ impl Connection {
         let Requested { id, piece } = requested;
         let parts = &mut piece.parts;
         let mut reading = Timed::reading(&self.stream, until);
-        self.buffer
-            .resize(RESPONSE_BYTES + ANSWER_BYTES * parts.len(), 0);
-        reading.read_exact(&mut self.buffer)?;
+        let count = parts.len();
+        self.buffer.resize(RESPONSE_BYTES + ANSWER_BYTES * count, 0);
+        let held = receive_head(&mut reading, &mut self.buffer, *id, count as u32)?;
         self.answered = true;
-        let held = read_head(&self.buffer, *id, parts.len() as u32)?.held;
         let found = read_answers(&self.buffer[RESPONSE_BYTES..], parts)?;
         receive_payloads(&mut reading, parts, &found)?;
         self.read = *id;
@@ -202,11 +207,31 @@ impl Connection {
     }
 }
 
-fn read_head(bytes: &[u8], id: u32, count: u32) -> Result<Response, WireError> {
-    let head = bytes
-        .first_chunk()
-        .unwrap_or_else(|| unreachable!("the buffer holds a response and its answers"));
-    Response::decode(head, id, count)
+/// Fills `buffer` with the response to a request of `count` blocks and its answers; whether the owner
+/// holds the blocks.
+fn receive_head(
+    reading: &mut Timed<'_>,
+    buffer: &mut [u8],
+    id: u32,
+    count: u32,
+) -> Result<bool, LinkError> {
+    let mut held = None;
+    let mut at = 0;
+    while at < buffer.len() {
+        at += reading.call(|mut stream| stream.read(&mut buffer[at..]))?;
+        if held.is_none()
+            && at >= RESPONSE_BYTES
+            && let Some(head) = buffer.first_chunk()
+        {
+            let response = Response::decode(head, id, count)?;
+            // Such an owner sends nothing else.
+            if response.oversized {
+                return Err(LinkError::Oversized(response.count));
+            }
+            held = Some(response.held);
+        }
+    }
+    Ok(held.unwrap_or_default())
 }
 
 /// A block whose payload comes, and its place in the piece.

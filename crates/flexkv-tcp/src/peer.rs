@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use flexkv_handshake::{GreetError, Terms};
 use tokio::sync::Semaphore;
 
 use crate::batch::Batch;
 use crate::connection::{Connection, LinkError};
 use crate::deadline::{left, now, until};
 use crate::transport::TransportConfig;
-use crate::wire::{Hello, VERSION};
+use crate::wire::{MAGIC, VERSION};
 
 /// Batches queued at a peer; further ones wait for room until their deadline.
 const QUEUE: usize = 256;
@@ -334,12 +335,14 @@ impl Worker {
     /// the next batch then finds it open.
     fn open(&mut self) -> Result<(), LinkError> {
         let config = &self.peer.config;
-        let hello = Hello {
+        let terms = Terms {
+            magic: MAGIC,
             version: VERSION,
             block_bytes: config.block_bytes,
             namespace: config.namespace,
         };
-        let connection = Connection::open(self.peer.address, hello, until(config.open_time))?;
+        let until = until(config.open_time);
+        let connection = Connection::open(self.peer.address, &config.credential, terms, until)?;
         let mut state = self.peer.lock();
         if state.stopped {
             return Ok(());
@@ -364,11 +367,12 @@ impl Worker {
         peer.block(&mut state.lanes[self.place]);
         let pause = state.lanes[self.place].blocked(now());
         tracing::debug!(peer = %peer.address, %error, ?pause, "connection closed");
-        if let LinkError::Refused(reason) = error
-            && state.refusal.as_ref() != Some(reason)
-        {
-            tracing::warn!(peer = %peer.address, reason, "the peer refuses connections");
-            state.refusal = Some(reason.clone());
+        if let LinkError::Greet(GreetError::Refused { .. } | GreetError::Impostor) = error {
+            let reason = error.to_string();
+            if state.refusal.as_ref() != Some(&reason) {
+                tracing::warn!(peer = %peer.address, reason, "no connection");
+                state.refusal = Some(reason);
+            }
         }
         let waiting = usize::from(state.first().is_some());
         let failed = peer.dispatch(&mut state, waiting);

@@ -11,6 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use flexkv_block::{BlockLayout, NamespaceId};
+use flexkv_handshake::{Credential, Refusals};
 use flexkv_ports::BlockTier;
 
 use crate::session::Session;
@@ -26,10 +27,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct ServerConfig {
     /// The namespace of the tier's blocks; readers of another one are refused.
     pub namespace: NamespaceId,
+    /// What the owner proves itself with; readers must know the same secret.
+    pub credential: Credential,
     /// The address that peers should use, if it is not the one listened at.
     pub advertise: Option<IpAddr>,
     /// Connections served at once; further ones are refused.
     pub max_connections: usize,
+    /// Connections of one reader served at once, by the name it goes by.
+    pub max_connections_per_reader: usize,
+    /// Bytes of blocks that one request may ask for, if that is more than one block. They are
+    /// pinned while the request is answered.
+    pub max_request_bytes: usize,
     /// Blocks of at least this many bytes are sent by reference if their memory is a file; never
     /// if `None`. That saves the owner a copy, but costs it a look-up for each page, and blocks
     /// stay pinned until the reader has read them. On the loopback interface with pages of 4 KiB
@@ -41,19 +49,25 @@ pub struct ServerConfig {
     pub request_time: Duration,
     /// The longest that a response may take, however patient its reader is.
     pub response_time: Duration,
+    /// Counts refusals.
+    pub refusals: Refusals,
 }
 
 impl ServerConfig {
     /// The defaults for a tier with blocks of `namespace`.
-    pub fn new(namespace: NamespaceId) -> Self {
+    pub fn new(namespace: NamespaceId, credential: Credential) -> Self {
         Self {
             namespace,
+            credential,
             advertise: None,
             max_connections: 256,
+            max_connections_per_reader: 16,
+            max_request_bytes: 64 << 20,
             by_reference: None,
             handshake_time: Duration::from_secs(5),
             request_time: Duration::from_secs(5),
             response_time: Duration::from_secs(30),
+            refusals: Refusals::default(),
         }
     }
 }
@@ -104,6 +118,8 @@ struct State {
     stopped: bool,
     last: u64,
     open: HashMap<u64, Open>,
+    /// Connections that each reader has.
+    readers: HashMap<String, usize>,
 }
 
 /// A connection: its socket, to be shut down, and its thread, to be waited for.
@@ -257,8 +273,46 @@ impl Shared {
         Ok(())
     }
 
+    /// A place for a connection of `reader`, or why there is none.
+    fn place(self: &Arc<Self>, reader: &str, admitted: bool) -> Result<Place, String> {
+        if !admitted {
+            let most = self.config.max_connections;
+            return Err(format!("all {most} connections are in use"));
+        }
+        let most = self.config.max_connections_per_reader;
+        let mut state = self.lock();
+        let taken = state.readers.entry(reader.to_owned()).or_default();
+        if *taken >= most {
+            return Err(format!("all {most} connections of {reader} are in use"));
+        }
+        *taken += 1;
+        drop(state);
+        Ok(Place {
+            shared: self.clone(),
+            reader: reader.to_owned(),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among those of its reader, which it leaves when this is dropped.
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    reader: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(taken) = state.readers.get_mut(&self.reader) {
+            *taken -= 1;
+            if *taken == 0 {
+                state.readers.remove(&self.reader);
+            }
+        }
     }
 }
 
@@ -272,7 +326,7 @@ impl Registered {
     fn serve(self, stream: Arc<TcpStream>, peer: SocketAddr, admitted: bool) {
         let shared = self.shared.clone();
         let session = Session::new(&stream, &*shared.tier, &shared.config, &shared.served);
-        let (result, held) = session.run(admitted);
+        let (result, held) = session.run(&|reader| shared.place(reader, admitted));
         if let Err(error) = result {
             tracing::debug!(%error, %peer, "connection ended");
         }

@@ -11,6 +11,9 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use flexkv_block::FrameHeader;
+use flexkv_handshake::{
+    Answering, CONFIRM_BYTES, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Terms,
+};
 use flexkv_ports::{BlockTier, MemorySlice, ReadSlot};
 use rustix::fs::sendfile;
 use rustix::net::sockopt;
@@ -18,10 +21,10 @@ use thiserror::Error;
 
 use crate::deadline::{self, Timed};
 use crate::foreign::{self, Cursor};
-use crate::server::{ServerConfig, Tally};
+use crate::server::{Place, ServerConfig, Tally};
 use crate::wire::{
-    ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, HELLO_BYTES, Hello, MAX_COUNT, REQUEST_BYTES,
-    RESPONSE_BYTES, Refusal, Request, RequestKind, Response, VERSION, Welcome, WireError,
+    ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, MAGIC, MAX_COUNT, REQUEST_BYTES, RESPONSE_BYTES,
+    Request, RequestKind, Response, VERSION, WireError,
 };
 
 /// Requests whose blocks may be held at once; a reader that goes on without releasing is cut off.
@@ -39,7 +42,7 @@ pub(crate) enum SessionError {
     /// The socket failed, or a deadline passed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The handshake was refused.
+    /// The handshake or a request was refused.
     #[error("refused: {0}")]
     Refused(String),
     /// The reader does not release what it was sent.
@@ -49,6 +52,9 @@ pub(crate) enum SessionError {
     #[error(transparent)]
     Wire(#[from] WireError),
 }
+
+/// Gives a reader its place, or says why there is none.
+pub(crate) type Admit<'a> = &'a dyn Fn(&str) -> Result<Place, String>;
 
 /// What a connection needs of its server.
 pub(crate) struct Session<'a> {
@@ -88,10 +94,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Serves the connection until it ends. One that is not `admitted` is refused. What is still
-    /// held must be dropped after the socket.
-    pub(crate) fn run(mut self, admitted: bool) -> (Result<(), SessionError>, VecDeque<Held>) {
-        let mut result = self.serve(admitted);
+    /// Serves the connection until it ends, if `admit` gives its reader a place. What is still held
+    /// must be dropped after the socket.
+    pub(crate) fn run(mut self, admit: Admit<'_>) -> (Result<(), SessionError>, VecDeque<Held>) {
+        let mut result = self.serve(admit);
         if !self.held.is_empty() {
             // Closing then throws away what is queued instead of sending it later.
             let linger = sockopt::set_socket_linger(self.stream, Some(Duration::ZERO));
@@ -100,15 +106,24 @@ impl<'a> Session<'a> {
         (result, self.held)
     }
 
-    fn serve(&mut self, admitted: bool) -> Result<(), SessionError> {
+    fn serve(&mut self, admit: Admit<'_>) -> Result<(), SessionError> {
         self.stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(self.stream, true).map_err(io::Error::from)?;
         sockopt::set_tcp_keepidle(self.stream, KEEPALIVE).map_err(io::Error::from)?;
-        self.handshake(admitted)?;
+        let _place = self.handshake(admit)?;
         while self.wait()? {
             let until = deadline::until(self.config.request_time);
             let mut reading = Timed::reading(self.stream, until);
-            let request = Request::decode(&self.inbox.take::<REQUEST_BYTES>(&mut reading)?)?;
+            let bytes = self.inbox.take::<REQUEST_BYTES>(&mut reading)?;
+            let request = match Request::decode(&bytes) {
+                Err(WireError::Count { found, .. }) => {
+                    return Err(self.refuse(word(&bytes, 8), found, until));
+                }
+                request => request?,
+            };
+            if self.is_oversized(&request) {
+                return Err(self.refuse(request.id, request.count, until));
+            }
             self.release(request.released);
             if request.kind == RequestKind::Fetch {
                 let entries = self.entries(request.count, &mut reading)?;
@@ -118,47 +133,85 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn handshake(&mut self, admitted: bool) -> Result<(), SessionError> {
+    fn handshake(&mut self, admit: Admit<'_>) -> Result<Place, SessionError> {
         let until = deadline::until(self.config.handshake_time);
         let mut reading = Timed::reading(self.stream, until);
-        let hello = Hello::decode(&self.inbox.take::<HELLO_BYTES>(&mut reading)?)?;
-        let refused = self.judge(&hello, admitted);
-        let message = refused.as_ref().map_or("", |(_, message)| message);
-        let welcome = Welcome {
+        let terms = Terms {
+            magic: MAGIC,
             version: VERSION,
-            refusal: refused.as_ref().map(|(refusal, _)| *refusal),
             block_bytes: self.tier.shape().block_bytes as u32,
-            message_bytes: message.len() as u16,
+            namespace: self.config.namespace,
         };
-        let mut bytes = welcome.encode().to_vec();
-        bytes.extend_from_slice(message.as_bytes());
-        Timed::writing(self.stream, until).write_all(&bytes)?;
-        refused.map_or(Ok(()), |(_, message)| Err(SessionError::Refused(message)))
+        let hello = self.inbox.take::<HELLO_BYTES>(&mut reading)?;
+        if let Err(failed) = Answering::hear(&terms, &hello) {
+            return Err(self.turn_away(failed, until));
+        }
+        let proof = self.inbox.take::<PROOF_BYTES>(&mut reading)?;
+        let answered = Answering::reply(&self.config.credential, terms, &hello, &proof);
+        let (answering, reply) = match answered {
+            Ok(answered) => answered,
+            Err(failed) => return Err(self.turn_away(failed, until)),
+        };
+        Timed::writing(self.stream, until).write_all(&reply)?;
+        let confirm = self.inbox.take::<CONFIRM_BYTES>(&mut reading)?;
+        let proven = match answering.confirmed(&confirm) {
+            Ok(proven) => proven,
+            Err(failed) => return Err(self.turn_away(failed, until)),
+        };
+        let full = |text| (Refusal::TooManyConnections, text);
+        let placed = match proven.misfit() {
+            Some(misfit) => Err(misfit),
+            None => admit(proven.reader()).map_err(full),
+        };
+        match placed {
+            Ok(place) => {
+                Timed::writing(self.stream, until).write_all(&proven.verdict(None))?;
+                Ok(place)
+            }
+            Err((refusal, message)) => {
+                let bytes = proven.verdict(Some((refusal, &message))).to_vec();
+                let refusal = Some(refusal);
+                let failed = Failed {
+                    refusal,
+                    message,
+                    bytes,
+                };
+                Err(self.turn_away(failed, until))
+            }
+        }
     }
 
-    /// Why the reader is refused, if it is. Each message is far below its largest size.
-    fn judge(&self, hello: &Hello, admitted: bool) -> Option<(Refusal, String)> {
+    /// Counts the refusal and tells the reader; gives the error to end the connection with.
+    fn turn_away(&self, failed: Failed, until: Instant) -> SessionError {
+        if let Some(refusal) = failed.refusal {
+            self.config.refusals.count(refusal);
+        }
+        match Timed::writing(self.stream, until).write_all(&failed.bytes) {
+            Ok(()) => SessionError::Refused(failed.message),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Whether the request asks for more bytes than one may.
+    fn is_oversized(&self, request: &Request) -> bool {
         let block_bytes = self.tier.shape().block_bytes;
-        if hello.version != VERSION {
-            let found = hello.version;
-            let text = format!("protocol version {found} is not spoken here ({VERSION} is)");
-            return Some((Refusal::Version, text));
+        let most = (self.config.max_request_bytes / block_bytes).max(1);
+        request.count as usize > most
+    }
+
+    /// Tells the reader that its request is too large, and counts it.
+    fn refuse(&self, id: u32, count: u32, until: Instant) -> SessionError {
+        self.config.refusals.count(Refusal::Oversized);
+        let response = Response {
+            held: false,
+            oversized: true,
+            id,
+            count,
+        };
+        match Timed::writing(self.stream, until).write_all(&response.encode()) {
+            Ok(()) => SessionError::Refused(format!("a request for {count} blocks")),
+            Err(error) => error.into(),
         }
-        if hello.namespace != self.config.namespace {
-            let text = format!("namespace {} is not served here", hello.namespace);
-            return Some((Refusal::Namespace, text));
-        }
-        if hello.block_bytes as usize != block_bytes {
-            let found = hello.block_bytes;
-            let text = format!("blocks have {block_bytes} bytes here, not {found}");
-            return Some((Refusal::BlockSize, text));
-        }
-        if !admitted {
-            let most = self.config.max_connections;
-            let text = format!("all {most} connections are in use");
-            return Some((Refusal::TooManyConnections, text));
-        }
-        None
     }
 
     /// Waits for the next request; false if the reader has left. A reader may stay silent, but
@@ -246,6 +299,13 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The word at byte `at` of a request.
+fn word(bytes: &[u8; REQUEST_BYTES], at: usize) -> u32 {
+    bytes[at..]
+        .first_chunk()
+        .map_or(0, |word| u32::from_le_bytes(*word))
+}
+
 /// The file to send the block from, if it has the `least` bytes to be sent by reference.
 fn file(pin: &ReadSlot, least: Option<usize>) -> Option<BorrowedFd<'_>> {
     let bytes = pin.bytes();
@@ -257,7 +317,13 @@ fn file(pin: &ReadSlot, least: Option<usize>) -> Option<BorrowedFd<'_>> {
 fn head(id: u32, held: bool, blocks: &[Option<ReadSlot>]) -> Vec<u8> {
     let mut head = Vec::with_capacity(RESPONSE_BYTES + ANSWER_BYTES * blocks.len());
     let count = blocks.len() as u32;
-    head.extend_from_slice(&Response { held, id, count }.encode());
+    let response = Response {
+        held,
+        oversized: false,
+        id,
+        count,
+    };
+    head.extend_from_slice(&response.encode());
     for block in blocks {
         let answer = block.as_ref().map_or(Answer::Stale, |pin| {
             Answer::Found(FrameHeader {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flexkv_block::NamespaceId;
+use flexkv_handshake::Credential;
 use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Transport, Want};
 use tokio::time::{Instant, timeout_at};
 
@@ -26,6 +27,8 @@ pub struct TransportConfig {
     pub namespace: NamespaceId,
     /// Bytes of a block; owners of another size refuse.
     pub block_bytes: u32,
+    /// What the reader proves itself with; owners must know the same secret.
+    pub credential: Credential,
     /// Connections to one peer, each with a thread. One alone is bound by the copy into memory;
     /// more than two gain nothing on two cores.
     pub connections: usize,
@@ -41,10 +44,11 @@ pub struct TransportConfig {
 
 impl TransportConfig {
     /// The defaults for blocks of `block_bytes` bytes of `namespace`.
-    pub fn new(namespace: NamespaceId, block_bytes: u32) -> Self {
+    pub fn new(namespace: NamespaceId, block_bytes: u32, credential: Credential) -> Self {
         Self {
             namespace,
             block_bytes,
+            credential,
             connections: 2,
             max_peers: 1024,
             open_time: Duration::from_secs(1),
@@ -76,8 +80,8 @@ impl TcpTransport {
         }
     }
 
-    /// What the owner at `endpoint` said when it last refused a connection; `None` once it has
-    /// accepted one.
+    /// Why there was no agreement with the owner at `endpoint` at the last attempt; `None` once there
+    /// is.
     pub fn last_refusal(&self, endpoint: &str) -> Option<String> {
         let address = parse(endpoint)?;
         let peer = self.lock().known.get(&address).cloned();

@@ -1,26 +1,20 @@
-//! The bytes of the TCP protocol: hello, welcome, request and response, as values and back.
+//! The bytes of the TCP protocol after the greeting: request and response, as values and back.
 //!
 //! Every message has a fixed size that follows from what was read before it, so that a reader
 //! never guesses. `docs/protocol.md` shows the layouts. Knows nothing of sockets, threads or tiers.
 
-use flexkv_block::{BlockKey, FRAME_HEADER_BYTES, FrameError, FrameHeader, Location, NamespaceId};
+use flexkv_block::{BlockKey, FRAME_HEADER_BYTES, FrameError, FrameHeader, Location};
 use thiserror::Error;
 
 /// First bytes that either side sends.
 pub const MAGIC: [u8; 8] = *b"FKV-TCP\n";
-/// Version of the protocol spoken here. Hello and welcome have the same layout in every version.
-pub const VERSION: u16 = 1;
+/// Version of the protocol spoken here.
+pub const VERSION: u16 = 2;
 /// First bytes of a request.
 pub const REQUEST_MAGIC: [u8; 4] = *b"FKRQ";
 /// First bytes of a response.
 pub const RESPONSE_MAGIC: [u8; 4] = *b"FKRS";
 
-/// Bytes of a [`Hello`].
-pub const HELLO_BYTES: usize = 32;
-/// Bytes of a [`Welcome`] without its message.
-pub const WELCOME_BYTES: usize = 24;
-/// The longest message of a welcome.
-pub const MAX_MESSAGE_BYTES: usize = 256;
 /// Bytes of a [`Request`] without its entries.
 pub const REQUEST_BYTES: usize = 32;
 /// Bytes of an [`Entry`].
@@ -31,44 +25,6 @@ pub const MAX_COUNT: u32 = 4096;
 pub const RESPONSE_BYTES: usize = 16;
 /// Bytes of an [`Answer`]: status and frame header.
 pub const ANSWER_BYTES: usize = 8 + FRAME_HEADER_BYTES;
-
-/// What a reader says first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// The version it speaks.
-    pub version: u16,
-    /// Bytes of its blocks.
-    pub block_bytes: u32,
-    /// The namespace it reads.
-    pub namespace: NamespaceId,
-}
-
-/// Why an owner refuses a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Refusal {
-    /// It does not speak the reader's version.
-    Version = 1,
-    /// It serves another namespace.
-    Namespace = 2,
-    /// Its blocks have another size.
-    BlockSize = 3,
-    /// It has as many connections as it may.
-    TooManyConnections = 4,
-}
-
-/// An owner's answer to a [`Hello`]; a message of `message_bytes` bytes of UTF-8 follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Welcome {
-    /// The version it speaks.
-    pub version: u16,
-    /// Why it refuses; `None` if it accepts.
-    pub refusal: Option<Refusal>,
-    /// Bytes of its blocks.
-    pub block_bytes: u32,
-    /// Bytes of the message that follows.
-    pub message_bytes: u16,
-}
 
 /// What a reader asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +66,8 @@ pub struct Entry {
 pub struct Response {
     /// The owner keeps the blocks pinned until their request is released.
     pub held: bool,
+    /// The request is larger than the owner allows. No answers follow; the owner closes.
+    pub oversized: bool,
     /// The request's number.
     pub id: u32,
     /// The request's count.
@@ -128,6 +86,7 @@ pub enum Answer {
 const FOUND: u8 = 1;
 const STALE: u8 = 2;
 const FLAG_HELD: u16 = 1;
+const FLAG_OVERSIZED: u16 = 2;
 
 /// What is wrong with a message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -169,75 +128,6 @@ pub enum WireError {
         /// Its value.
         found: u32,
     },
-}
-
-impl Hello {
-    /// The message's bytes.
-    pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        let mut out = [0; HELLO_BYTES];
-        out[0..8].copy_from_slice(&MAGIC);
-        out[8..10].copy_from_slice(&self.version.to_le_bytes());
-        out[12..16].copy_from_slice(&self.block_bytes.to_le_bytes());
-        out[16..32].copy_from_slice(&self.namespace.as_u128().to_le_bytes());
-        out
-    }
-
-    /// Reads a hello. Of another version only the version is of interest.
-    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        magic("hello", bytes, &MAGIC)?;
-        Ok(Self {
-            version: u16_at(bytes, 8),
-            block_bytes: u32_at(bytes, 12),
-            namespace: NamespaceId::from_u128(u128::from_le_bytes(take(bytes, 16))),
-        })
-    }
-}
-
-impl Refusal {
-    fn from_u16(value: u16) -> Option<Self> {
-        [
-            Self::Version,
-            Self::Namespace,
-            Self::BlockSize,
-            Self::TooManyConnections,
-        ]
-        .into_iter()
-        .find(|refusal| *refusal as u16 == value)
-    }
-}
-
-impl Welcome {
-    /// The message's bytes.
-    pub fn encode(&self) -> [u8; WELCOME_BYTES] {
-        let mut out = [0; WELCOME_BYTES];
-        out[0..8].copy_from_slice(&MAGIC);
-        out[8..10].copy_from_slice(&self.version.to_le_bytes());
-        out[10..12].copy_from_slice(&self.refusal.map_or(0, |r| r as u16).to_le_bytes());
-        out[12..16].copy_from_slice(&self.block_bytes.to_le_bytes());
-        out[16..18].copy_from_slice(&self.message_bytes.to_le_bytes());
-        out
-    }
-
-    /// Reads a welcome.
-    pub fn decode(bytes: &[u8; WELCOME_BYTES]) -> Result<Self, WireError> {
-        const WHAT: &str = "welcome";
-        magic(WHAT, bytes, &MAGIC)?;
-        let code = u16_at(bytes, 10);
-        let refusal = match code {
-            0 => None,
-            code => Some(Refusal::from_u16(code).ok_or_else(|| unknown(WHAT, "refusal", code))?),
-        };
-        let message_bytes = u16_at(bytes, 16);
-        if usize::from(message_bytes) > MAX_MESSAGE_BYTES {
-            return Err(unknown(WHAT, "message length", message_bytes));
-        }
-        Ok(Self {
-            version: u16_at(bytes, 8),
-            refusal,
-            block_bytes: u32_at(bytes, 12),
-            message_bytes,
-        })
-    }
 }
 
 impl Request {
@@ -314,7 +204,7 @@ impl Response {
     /// The message's bytes.
     pub fn encode(&self) -> [u8; RESPONSE_BYTES] {
         let mut out = [0; RESPONSE_BYTES];
-        let flags = if self.held { FLAG_HELD } else { 0 };
+        let flags = FLAG_HELD * u16::from(self.held) + FLAG_OVERSIZED * u16::from(self.oversized);
         out[0..4].copy_from_slice(&RESPONSE_MAGIC);
         out[4..6].copy_from_slice(&flags.to_le_bytes());
         out[8..12].copy_from_slice(&self.id.to_le_bytes());
@@ -327,11 +217,12 @@ impl Response {
         const WHAT: &str = "response";
         magic(WHAT, bytes, &RESPONSE_MAGIC)?;
         let flags = u16_at(bytes, 4);
-        if flags & !FLAG_HELD != 0 {
+        if flags & !(FLAG_HELD | FLAG_OVERSIZED) != 0 {
             return Err(unknown(WHAT, "flags", flags));
         }
         let response = Self {
             held: flags & FLAG_HELD != 0,
+            oversized: flags & FLAG_OVERSIZED != 0,
             id: u32_at(bytes, 8),
             count: u32_at(bytes, 12),
         };

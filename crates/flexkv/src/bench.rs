@@ -6,6 +6,7 @@ pub mod index;
 pub mod serve;
 pub mod ssd;
 pub mod store;
+pub mod transport;
 
 use std::time::Duration;
 

@@ -126,6 +126,7 @@ impl LocalCluster {
     pub async fn start(spec: &ClusterSpec) -> Result<Self> {
         let folder = folder()?;
         let embedded = Arc::new(HeapStore::default());
+        let secret = fastrand::Rng::new().u128(..).to_le_bytes().to_vec();
         let mut instances = Vec::new();
         for number in 0..spec.nodes {
             let deployment = &spec.deployment;
@@ -146,6 +147,8 @@ impl LocalCluster {
                 },
                 block_bytes: deployment.block_bytes,
                 store,
+                secret: secret.clone(),
+                shared_memory: true,
                 listen: ANY_PORT,
                 advertise: None,
                 socket: Some(socket(&folder, number)),

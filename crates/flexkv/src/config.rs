@@ -43,6 +43,8 @@ pub struct NodeFile {
     pub secret: Vec<u8>,
     /// Redis, if the node is not alone.
     pub redis: Option<RedisSetting>,
+    /// Whether nodes of this host may read each other's memory in place.
+    pub shared_memory: bool,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the listening one if none.
@@ -202,6 +204,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
         );
     }
     let advertise = fields.parsed("network.advertise", advertise);
+    let shared_memory = fields.flag("network.shared_memory").unwrap_or(true);
     let socket = fields.required_text("engine.socket", "the path at which engines attach");
     let metrics = fields.parsed("metrics.listen", address);
     let timing = Timing {
@@ -226,6 +229,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
         memory: memory?,
         secret: secret?,
         redis,
+        shared_memory,
         listen: listen?,
         advertise,
         socket: PathBuf::from(socket?),

@@ -1,6 +1,6 @@
 //! The demo: a seeded chat workload, played twice: every node alone, then all nodes as a cluster.
 //!
-//! Engines attach over sockets, as engine processes do; blocks cross between nodes over TCP. Knows
+//! Engines attach over sockets, as engine processes do; blocks cross between nodes in memory that they share. Knows
 //! nothing of how its report is shown.
 
 use std::sync::Arc;

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use flexkv_block::BlockLayout;
 use flexkv_engine::EngineServer;
-use flexkv_host::{HostConfig, HostTier};
+use flexkv_handshake::{Credential, Refusals};
+use flexkv_host::{
+    HostConfig, HostTier, HostTransport, HostTransportConfig, ShareConfig, ShareServer,
+};
 use flexkv_node::{Node, NodeConfig, NodePorts};
-use flexkv_ports::{KvCache, MetadataStore};
+use flexkv_ports::{KvCache, MetadataStore, Transport};
 use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
@@ -28,6 +31,10 @@ pub struct InstanceSpec {
     pub block_bytes: usize,
     /// The metadata store; none for a node that is alone.
     pub store: Option<Arc<dyn MetadataStore>>,
+    /// The secret that peers must know.
+    pub secret: Vec<u8>,
+    /// Whether nodes of this host may read each other's memory in place.
+    pub shared_memory: bool,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the one listened at if none.
@@ -40,6 +47,7 @@ pub struct InstanceSpec {
 pub struct Instance {
     node: Arc<Node>,
     server: TcpServer,
+    share: Option<ShareServer>,
     engines: Option<EngineServer>,
     metrics: ServerMetrics,
     endpoint: String,
@@ -62,24 +70,46 @@ impl Instance {
         })
         .context("cannot make the arena that blocks lie in")?;
         let arena = tier.memory();
-        let tier = Arc::new(tier);
-        let served = flexkv_tcp::ServerConfig::new(namespace);
-        let server = TcpServer::start(spec.listen, tier.clone(), served)
-            .with_context(|| format!("cannot listen for peers at {}", spec.listen))?;
-        let endpoint = endpoint(server.address(), spec.advertise);
+        let credential = Credential::new(&spec.secret, &name);
         let block_bytes = u32::try_from(spec.block_bytes)
             .ok()
             .filter(|bytes| u64::from(*bytes) <= BlockLayout::MAX_BLOCK_BYTES)
             .with_context(|| format!("blocks of {} bytes are too large", spec.block_bytes))?;
-        let transport = TcpTransport::new(TransportConfig::new(namespace, block_bytes));
+        let served = flexkv_tcp::ServerConfig {
+            refusals: Refusals::register(recorder, &name, "tcp"),
+            ..flexkv_tcp::ServerConfig::new(namespace, credential.clone())
+        };
+        let server = TcpServer::start(spec.listen, Arc::new(tier.clone()), served)
+            .with_context(|| format!("cannot listen for peers at {}", spec.listen))?;
+        let endpoint = endpoint(server.address(), spec.advertise);
+        let mut endpoints = Vec::new();
+        let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
+        let mut share = None;
+        if spec.shared_memory {
+            let refusals = Refusals::register(recorder, &name, "shm");
+            let config = HostTransportConfig::new(namespace, spec.block_bytes, credential.clone());
+            match shared(&tier, config, refusals) {
+                Ok((server, transport)) => {
+                    endpoints.push(server.endpoint().to_owned());
+                    transports.push(Arc::new(transport));
+                    share = Some(server);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "memory is not shared with nodes of this host");
+                }
+            }
+        }
+        let config = TransportConfig::new(namespace, block_bytes, credential);
+        endpoints.push(endpoint.clone());
+        transports.push(Arc::new(TcpTransport::new(config)));
         let config = NodeConfig {
-            endpoints: vec![endpoint.clone()],
+            endpoints,
             ..spec.node
         };
         let ports = NodePorts {
-            tier,
+            tier: Arc::new(tier),
             store: spec.store,
-            transports: vec![Arc::new(transport)],
+            transports,
             rng,
         };
         let node = Node::start(config, ports, recorder).context("cannot start the node")?;
@@ -97,6 +127,7 @@ impl Instance {
             engines: engines.context("cannot serve engines")?,
             node,
             server,
+            share,
             metrics,
             endpoint,
         })
@@ -138,6 +169,7 @@ impl Instance {
             engines.shutdown().await;
         }
         self.node.stop().await;
+        drop(self.share);
         self.server.shutdown();
     }
 }
@@ -167,6 +199,20 @@ impl ServerMetrics {
             served_bytes: counter("flexkv_served_bytes_total", "Bytes of those"),
         }
     }
+}
+
+/// Both halves of sharing memory with the nodes of this host.
+fn shared(
+    tier: &HostTier,
+    config: HostTransportConfig,
+    refusals: Refusals,
+) -> std::io::Result<(ShareServer, HostTransport)> {
+    let served = ShareConfig {
+        refusals,
+        ..ShareConfig::new(config.credential.clone())
+    };
+    let server = ShareServer::start(tier, served)?;
+    Ok((server, HostTransport::new(config)?))
 }
 
 fn endpoint(listening: SocketAddr, advertise: Option<Advertise>) -> String {

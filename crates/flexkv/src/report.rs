@@ -33,6 +33,12 @@ impl Times {
         self.0.saturating_record(nanos);
     }
 
+    /// Adds all of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        let added = self.0.add(&other.0);
+        added.unwrap_or_else(|_| unreachable!("all histograms here have the same range"));
+    }
+
     /// The time, in us, that the share `quantile` of all does not exceed.
     pub fn micros(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1000.0

@@ -158,6 +158,8 @@ fn spec(file: &NodeFile, store: Option<Arc<dyn MetadataStore>>) -> InstanceSpec 
         memory: file.memory,
         block_bytes: file.namespace.block_bytes,
         store,
+        secret: file.secret.clone(),
+        shared_memory: file.shared_memory,
         listen: file.listen,
         advertise: file.advertise,
         socket: Some(file.socket.clone()),

@@ -1,11 +1,12 @@
-//! Messages of the TCP transport: every one that is accepted says the same when it is written and
+//! Messages of the greeting and of the TCP transport: every one that is accepted says the same when it is written and
 //! read again.
 //!
 //! Knows nothing of connections.
 
 use flexkv_block::{Checksum, FRAME_HEADER_BYTES, NamespaceId};
+use flexkv_handshake::{Hello, Welcome};
 use flexkv_tcp::wire::{
-    ANSWER_BYTES, Answer, Entry, Hello, Request, RequestKind, Response, VERSION, Welcome,
+    ANSWER_BYTES, Answer, Entry, MAGIC, Request, RequestKind, Response, VERSION,
 };
 
 use crate::Target;
@@ -17,8 +18,12 @@ pub(crate) const TARGET: Target = Target {
 };
 
 fn run(data: &[u8]) {
-    again(data, Hello::decode, Hello::encode);
-    again(data, Welcome::decode, Welcome::encode);
+    again(data, |bytes| Hello::decode(bytes, &MAGIC), Hello::encode);
+    again(
+        data,
+        |bytes| Welcome::decode(bytes, &MAGIC),
+        Welcome::encode,
+    );
     again(data, Request::decode, Request::encode);
     again(
         data,
@@ -65,11 +70,13 @@ fn again<const N: usize, T: PartialEq + std::fmt::Debug, E: std::fmt::Debug>(
 
 fn seeds() -> Vec<Vec<u8>> {
     let hello = Hello {
+        magic: MAGIC,
         version: VERSION,
         block_bytes: 4096,
         namespace: NamespaceId::from_u128(77),
     };
     let welcome = Welcome {
+        magic: MAGIC,
         version: VERSION,
         refusal: None,
         block_bytes: 4096,
@@ -84,6 +91,7 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let response = Response {
         held: true,
+        oversized: false,
         id: 5,
         count: 2,
     };

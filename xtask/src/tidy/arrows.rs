@@ -37,7 +37,11 @@ const ARROWS: &[Arrow] = &[
     arrow("flexkv-ports", &["flexkv-block"], &[]),
     arrow("flexkv-redis", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-handshake", &["flexkv-block"], &[]),
-    arrow("flexkv-tcp", &["flexkv-ports", "flexkv-block"], &[]),
+    arrow(
+        "flexkv-tcp",
+        &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
+        &[],
+    ),
     arrow(
         "flexkv-host",
         &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
@@ -69,6 +73,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv-tcp",
             "flexkv-ssd",
             "flexkv-host",
+            "flexkv-handshake",
             "flexkv-index",
             "flexkv-ports",
             "flexkv-block",
@@ -85,6 +90,7 @@ const ARROWS: &[Arrow] = &[
         &[
             "flexkv-tcp",
             "flexkv-host",
+            "flexkv-handshake",
             "flexkv-index",
             "flexkv-ports",
             "flexkv-block",
@@ -97,6 +103,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv",
             "flexkv-engine",
             "flexkv-tcp",
+            "flexkv-handshake",
             "flexkv-index",
             "flexkv-ports",
             "flexkv-block",

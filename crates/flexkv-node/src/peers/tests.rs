@@ -10,17 +10,17 @@ fn ms(n: u64) -> Duration {
 
 fn peers() -> Peers {
     let peers = Peers::new(ms(100), ms(300));
-    let endpoint = Some(Endpoint {
+    let endpoints = vec![Endpoint {
         transport: 0,
         uri: "mem://a".into(),
-    });
+    }];
     peers.update(
         ms(0),
         BTreeMap::from([(
             A,
             Peer {
                 name: "a".into(),
-                endpoint,
+                endpoints,
             },
         )]),
     );
@@ -75,7 +75,7 @@ fn a_peer_without_common_transport_is_left_out_for_good() {
             A,
             Peer {
                 name: "a".into(),
-                endpoint: None,
+                endpoints: Vec::new(),
             },
         )]),
     );

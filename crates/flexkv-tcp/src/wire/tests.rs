@@ -34,28 +34,6 @@ fn request() -> Request {
 
 #[test]
 fn layouts_are_as_documented() {
-    let hello = Hello {
-        version: 0x0201,
-        block_bytes: 0x0605_0403,
-        namespace: NamespaceId::from_u128(0xaabb),
-    }
-    .encode();
-    assert_eq!(&hello[..8], b"FKV-TCP\n");
-    assert_eq!(hello[8..16], [1, 2, 0, 0, 3, 4, 5, 6]);
-    assert_eq!(hello[16..20], [0xbb, 0xaa, 0, 0]);
-
-    let welcome = Welcome {
-        version: 1,
-        refusal: Some(Refusal::BlockSize),
-        block_bytes: 5,
-        message_bytes: 6,
-    }
-    .encode();
-    assert_eq!(
-        welcome[8..24],
-        [1, 0, 3, 0, 5, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]
-    );
-
     let bytes = request().encode();
     assert_eq!(&bytes[..4], b"FKRQ");
     assert_eq!(bytes[4..12], [1, 0, 0, 0, 9, 0, 0, 0]);
@@ -64,6 +42,7 @@ fn layouts_are_as_documented() {
 
     let response = Response {
         held: true,
+        oversized: false,
         id: 9,
         count: 3,
     }
@@ -79,27 +58,6 @@ fn layouts_are_as_documented() {
 
 #[test]
 fn what_is_encoded_decodes() {
-    for refusal in [
-        None,
-        Some(Refusal::Version),
-        Some(Refusal::Namespace),
-        Some(Refusal::BlockSize),
-        Some(Refusal::TooManyConnections),
-    ] {
-        let welcome = Welcome {
-            version: 3,
-            refusal,
-            block_bytes: 1 << 20,
-            message_bytes: 256,
-        };
-        assert_eq!(Welcome::decode(&welcome.encode()), Ok(welcome));
-    }
-    let hello = Hello {
-        version: VERSION,
-        block_bytes: 77,
-        namespace: NamespaceId::from_u128(u128::MAX),
-    };
-    assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
     assert_eq!(Request::decode(&request().encode()), Ok(request()));
     let entry = Entry {
         location: location().to_word(),
@@ -107,6 +65,15 @@ fn what_is_encoded_decodes() {
     };
     assert_eq!(Entry::decode(&entry.encode()), entry);
     assert_eq!(entry.location(), Some(location()));
+    for (held, oversized) in [(false, false), (true, false), (false, true)] {
+        let response = Response {
+            held,
+            oversized,
+            id: 4,
+            count: 2,
+        };
+        assert_eq!(Response::decode(&response.encode(), 4, 2), Ok(response));
+    }
     for answer in [Answer::Found(header()), Answer::Stale] {
         assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
     }
@@ -118,16 +85,6 @@ fn bad_messages_are_named() {
         let error = result.expect_err(text).to_string();
         assert!(error.contains(text), "`{error}` does not say `{text}`");
     }
-    check(Hello::decode(&[b'G'; HELLO_BYTES]), "no hello");
-    check(Welcome::decode(&[0; WELCOME_BYTES]), "no welcome");
-    let mut welcome = [0; WELCOME_BYTES];
-    welcome[..8].copy_from_slice(&MAGIC);
-    welcome[10] = 99;
-    check(Welcome::decode(&welcome), "unknown refusal 99");
-    welcome[10] = 0;
-    welcome[17] = 2;
-    check(Welcome::decode(&welcome), "unknown message length 512");
-
     let with = |change: fn(&mut Request)| {
         let mut request = request();
         change(&mut request);
@@ -143,6 +100,7 @@ fn bad_messages_are_named() {
 
     let response = Response {
         held: false,
+        oversized: false,
         id: 9,
         count: 3,
     }
@@ -166,10 +124,6 @@ proptest! {
             prop_assert!(request.count <= MAX_COUNT);
             prop_assert!(request.released <= request.id);
         }
-        if let Ok(welcome) = Welcome::decode(&head(&MAGIC, &bytes)) {
-            prop_assert!(usize::from(welcome.message_bytes) <= MAX_MESSAGE_BYTES);
-        }
-        let _ = Hello::decode(&head(&MAGIC, &bytes));
         let _ = Response::decode(&head(&RESPONSE_MAGIC, &bytes), 1, 1);
         let _ = Answer::decode(&bytes);
         let _ = Entry::decode(&head(&[], &bytes)).location();

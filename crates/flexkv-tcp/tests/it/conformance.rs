@@ -7,7 +7,7 @@ use flexkv_ports::conformance::{TransportHarness, transport};
 use flexkv_ports::{BlockTier, Transport};
 use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport};
 
-use crate::support::{FileTier, NAMESPACE, config, heap, serve};
+use crate::support::{FileTier, config, heap, serve, server_config};
 
 struct Harness {
     owner: Arc<dyn BlockTier>,
@@ -21,7 +21,7 @@ impl Harness {
         let shape = owner.shape();
         let server = ServerConfig {
             by_reference,
-            ..ServerConfig::new(NAMESPACE)
+            ..server_config()
         };
         Self {
             reader: heap(shape.slots, shape.block_bytes),

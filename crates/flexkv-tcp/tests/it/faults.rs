@@ -9,11 +9,11 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, FrameHeader, Location};
 use flexkv_ports::{FetchOutcome, Transport as _};
 use flexkv_tcp::wire::{Answer, ENTRY_BYTES, Entry, REQUEST_BYTES, Request, Response};
-use flexkv_tcp::{ServerConfig, TcpTransport, TransportConfig};
+use flexkv_tcp::{TcpTransport, TransportConfig};
 
 use crate::support::{
-    DEADLINE, NAMESPACE, Reader, Scripted, block, config, heap, is_fetched, listen_silently, pause,
-    serve, serve_at, store, welcome,
+    DEADLINE, Reader, Scripted, block, config, heap, is_fetched, listen_silently, pause, serve,
+    serve_at, server_config, store, welcome,
 };
 
 const BYTES: usize = 64 << 10;
@@ -54,6 +54,7 @@ fn answer(stream: &mut TcpStream, lie: impl Fn(&mut Response, &mut [FrameHeader]
     let (request, entries) = read_request(stream);
     let mut response = Response {
         held: false,
+        oversized: false,
         id: request.id,
         count: request.count,
     };
@@ -197,7 +198,7 @@ async fn an_owner_that_stops_in_mid_transfer_is_missed_and_found_again() {
     let tier = heap(32, bytes);
     let stored = store(&*tier, 32);
     let reader = Reader::new(64, bytes);
-    let mut server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+    let mut server = serve(tier.clone(), server_config());
     let (address, endpoint) = (server.address(), server.endpoint().to_owned());
     for round in 0..8 {
         reader.eventually_fetches(&endpoint, &stored[..2]).await;
@@ -215,7 +216,7 @@ async fn an_owner_that_stops_in_mid_transfer_is_missed_and_found_again() {
         let gone = reader.outcomes(&endpoint, &stored[..2], DEADLINE).await;
         assert_eq!(gone, [UNREACHABLE; 2]);
         reader.all_buffers_return().await;
-        server = serve_at(address, tier.clone(), ServerConfig::new(NAMESPACE)).expect("again");
+        server = serve_at(address, tier.clone(), server_config()).expect("again");
     }
     reader.eventually_fetches(&endpoint, &stored).await;
 }
@@ -225,11 +226,11 @@ async fn an_owner_restarted_between_two_fetches_is_not_missed() {
     let tier = heap(4, BYTES);
     let stored = store(&*tier, 4);
     let reader = Reader::new(4, BYTES);
-    let server = serve(tier.clone(), ServerConfig::new(NAMESPACE));
+    let server = serve(tier.clone(), server_config());
     let (address, endpoint) = (server.address(), server.endpoint().to_owned());
     reader.eventually_fetches(&endpoint, &stored).await;
     drop(server);
-    let _server = serve_at(address, tier, ServerConfig::new(NAMESPACE)).expect("again");
+    let _server = serve_at(address, tier, server_config()).expect("again");
     let outcomes = reader.outcomes(&endpoint, &stored, DEADLINE).await;
     assert!(outcomes.iter().all(is_fetched), "{outcomes:?}");
 }
@@ -301,7 +302,7 @@ async fn more_peers_than_are_remembered_are_served_in_turn() {
         .map(|_| {
             let tier = heap(2, BYTES);
             let stored = store(&*tier, 2);
-            (serve(tier, ServerConfig::new(NAMESPACE)), stored)
+            (serve(tier, server_config()), stored)
         })
         .collect();
     let two = TransportConfig {
@@ -326,7 +327,7 @@ async fn many_fetches_from_many_tasks_all_arrive() {
     let bytes = 3000;
     let tier = heap(64, bytes);
     let stored = Arc::new(store(&*tier, 64));
-    let server = serve(tier, ServerConfig::new(NAMESPACE));
+    let server = serve(tier, server_config());
     let reader = Arc::new(Reader::new(512, bytes));
     let task = |task: usize| {
         let (reader, stored) = (reader.clone(), stored.clone());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use flexkv_tcp::ServerConfig;
 
 use crate::support::{
-    DEADLINE, FileTier, NAMESPACE, Reader, Scripted, eventually, listen_silently, serve, store,
+    DEADLINE, FileTier, Reader, Scripted, eventually, listen_silently, serve, server_config, store,
 };
 
 const ALONE: &str = "FLEXKV_TCP_LEAK_TEST_IS_ALONE";
@@ -43,7 +43,7 @@ async fn use_and_drop_everything() {
         let reader = Reader::new(8, bytes);
         let config = ServerConfig {
             by_reference: Some(1),
-            ..ServerConfig::new(NAMESPACE)
+            ..server_config()
         };
         let server = serve(tier.clone(), config);
         let mute = Scripted::new(listen_silently);

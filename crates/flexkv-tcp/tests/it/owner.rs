@@ -3,16 +3,19 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flexkv_block::Location;
+use flexkv_handshake::{Refusal, Refusals};
 use flexkv_ports::{BlockTier, Eviction};
-use flexkv_tcp::wire::{Entry, Request, RequestKind, WELCOME_BYTES};
+use flexkv_tcp::wire::{Entry, RESPONSE_BYTES, Request, RequestKind, Response};
 use flexkv_tcp::{Served, ServerConfig, TcpServer};
 use proptest::prelude::*;
 
 use crate::support::{
-    FileTier, NAMESPACE, Reader, dial, eventually, heap, hello, is_fetched, key, serve, store,
+    FileTier, Only, Reader, eventually, greeted, heap, is_fetched, key, opening, read, serve,
+    server_config, store,
 };
 
 const BYTES: usize = 4 << 20;
@@ -41,17 +44,8 @@ fn fetch(id: u32, released: u32, blocks: &[(Location, u32)], patience: Duration)
 fn by_reference() -> ServerConfig {
     ServerConfig {
         by_reference: Some(1),
-        ..ServerConfig::new(NAMESPACE)
+        ..server_config()
     }
-}
-
-/// A connection on which the handshake was made.
-fn greeted(server: &TcpServer, block_bytes: usize) -> TcpStream {
-    let mut stream = dial(server, &hello(block_bytes));
-    stream
-        .read_exact(&mut [0; WELCOME_BYTES])
-        .expect("a welcome");
-    stream
 }
 
 /// Reads until the owner closes; how many bytes came.
@@ -85,7 +79,7 @@ async fn a_reader_that_does_not_read_is_given_up_with_its_pins() {
 
 #[tokio::test]
 async fn what_was_sent_is_counted() {
-    for config in [ServerConfig::new(NAMESPACE), by_reference()] {
+    for config in [server_config(), by_reference()] {
         let bytes = 64 << 10;
         let tier = FileTier::new(3, bytes);
         let mut stored = store(&*tier, 3);
@@ -120,7 +114,7 @@ async fn what_is_sent_by_reference_stays_pinned_until_it_is_released() {
     let patience = Duration::from_secs(600);
     let mut receive = |request: Vec<u8>| {
         stream.write_all(&request).expect("room to send");
-        let head = flexkv_tcp::wire::RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES;
+        let head = RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES;
         let mut bytes = vec![0; head + BYTES];
         stream.read_exact(&mut bytes).expect("a block");
     };
@@ -184,12 +178,11 @@ async fn half_a_hello_or_request_is_not_waited_for() {
     let config = ServerConfig {
         handshake_time: short,
         request_time: short,
-        ..ServerConfig::new(NAMESPACE)
+        ..server_config()
     };
     let server = serve(tier, config);
     let mut half = TcpStream::connect(server.address()).expect("a connection");
-    half.write_all(&hello(4096).encode()[..31])
-        .expect("room to send");
+    half.write_all(&opening(4096)[..100]).expect("room to send");
     let mut later = greeted(&server, 4096);
     let request = fetch(1, 0, &stored, Duration::from_secs(1));
     later
@@ -203,12 +196,11 @@ async fn requests_out_of_order_or_without_meaning_end_the_connection() {
     let bytes = 4096;
     let tier = heap(1, bytes);
     let stored = store(&*tier, 1);
-    let server = serve(tier, ServerConfig::new(NAMESPACE));
+    let server = serve(tier, server_config());
     let second = Duration::from_secs(1);
-    let answer = flexkv_tcp::wire::RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES + bytes;
+    let answer = RESPONSE_BYTES + flexkv_tcp::wire::ANSWER_BYTES + bytes;
     for (requests, answers) in [
         (vec![fetch(0, 0, &stored, second)], 0),
-        (vec![fetch(1, 0, &[], second)], 0),
         (
             vec![fetch(5, 0, &stored, second), fetch(5, 0, &stored, second)],
             1,
@@ -224,6 +216,51 @@ async fn requests_out_of_order_or_without_meaning_end_the_connection() {
     }
 }
 
+#[test]
+fn requests_for_too_much_are_refused_and_counted() {
+    let tier = heap(4, 4096);
+    let stored = store(&*tier, 4);
+    let counted = Arc::new(AtomicU64::new(0));
+    let server = serve(
+        tier,
+        ServerConfig {
+            max_request_bytes: 3 * 4096,
+            refusals: Refusals::register(&Only(Refusal::Oversized, counted.clone()), "n", "tcp"),
+            ..server_config()
+        },
+    );
+    let second = Duration::from_secs(1);
+    let head = |blocks: &[_], count: u32| {
+        let mut bytes = fetch(1, 0, blocks, second);
+        bytes[12..16].copy_from_slice(&count.to_le_bytes());
+        bytes
+    };
+    let refused = [
+        (head(&stored, 4), 4),
+        (head(&[], 0), 0),
+        (head(&[], u32::MAX), u32::MAX),
+    ];
+    for (number, (request, count)) in (1..).zip(refused) {
+        let mut stream = greeted(&server, 4096);
+        stream.write_all(&request).expect("room to send");
+        let answer = read::<RESPONSE_BYTES>(&mut stream);
+        let response = Response::decode(&answer, 1, count).expect("a response");
+        assert!(response.oversized && !response.held);
+        assert_eq!(drain(stream), 0, "the connection is closed");
+        assert_eq!(counted.load(Ordering::Relaxed), number);
+    }
+    let mut stream = greeted(&server, 4096);
+    stream
+        .write_all(&head(&stored[..3], 3))
+        .expect("room to send");
+    let answer = read::<RESPONSE_BYTES>(&mut stream);
+    assert!(
+        !Response::decode(&answer, 1, 3)
+            .expect("a response")
+            .oversized
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -235,7 +272,7 @@ proptest! {
         let owner = OWNER.get_or_init(Owner::new);
         let mut bytes = Vec::new();
         if prefix > 0 {
-            bytes.extend_from_slice(&hello(4096).encode());
+            bytes.extend_from_slice(&opening(4096));
         }
         if prefix > 1 {
             bytes.extend_from_slice(&fetch(1, 0, &owner.stored, Duration::from_secs(1)));
@@ -271,7 +308,7 @@ impl Owner {
         let stored = store(&*tier, 2);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         Self {
-            server: serve(tier, ServerConfig::new(NAMESPACE)),
+            server: serve(tier, server_config()),
             reader: Reader::new(2, 4096),
             stored,
             runtime: runtime.enable_all().build().expect("a runtime"),

@@ -3,18 +3,23 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
+use flexkv_handshake::{
+    Answering, Asking, CONFIRM_BYTES, Credential, HELLO_BYTES, PROOF_BYTES, Refusal, Terms,
+    VERDICT_BYTES, WELCOME_BYTES,
+};
 use flexkv_ports::{
     BlockTier, Eviction, FetchOutcome, Fetched, HeapTier, Memory, MemorySlice, PinRefusal,
     ReadSlot, SlotOwner, TierShape, TierUsage, Transport as _, Want, WriteSlot,
 };
-use flexkv_tcp::wire::{HELLO_BYTES, Hello, VERSION, Welcome};
+use flexkv_tcp::wire::{MAGIC, VERSION};
 use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport, TransportConfig};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rustix::mm::{MapFlags, ProtFlags};
 
 pub(crate) const NAMESPACE: NamespaceId = NamespaceId::from_u128(0xfeed);
@@ -50,7 +55,15 @@ pub(crate) fn store(tier: &dyn BlockTier, count: u32) -> Vec<(Location, u32)> {
 }
 
 pub(crate) fn config(block_bytes: usize) -> TransportConfig {
-    TransportConfig::new(NAMESPACE, block_bytes as u32)
+    TransportConfig::new(NAMESPACE, block_bytes as u32, credential())
+}
+
+pub(crate) fn credential() -> Credential {
+    Credential::new(b"the cluster's", "a-node")
+}
+
+pub(crate) fn server_config() -> ServerConfig {
+    ServerConfig::new(NAMESPACE, credential())
 }
 
 pub(crate) fn serve(tier: Arc<dyn BlockTier>, config: ServerConfig) -> TcpServer {
@@ -202,15 +215,22 @@ impl Drop for Scripted {
 
 /// The script's half of a good handshake.
 pub(crate) fn welcome(stream: &mut TcpStream, block_bytes: usize) {
-    let mut hello = [0; HELLO_BYTES];
-    stream.read_exact(&mut hello).expect("a hello");
-    let welcome = Welcome {
-        version: VERSION,
-        refusal: None,
-        block_bytes: block_bytes as u32,
-        message_bytes: 0,
-    };
-    stream.write_all(&welcome.encode()).expect("room to send");
+    let hello = read::<HELLO_BYTES>(stream);
+    let proof = read::<PROOF_BYTES>(stream);
+    let answered = Answering::reply(&credential(), terms(block_bytes), &hello, &proof);
+    let (answering, reply) = answered.expect("a member of the cluster");
+    stream.write_all(&reply).expect("room to send");
+    let confirm = read::<CONFIRM_BYTES>(stream);
+    let proven = answering.confirmed(&confirm).expect("its confirmation");
+    stream
+        .write_all(&proven.verdict(None))
+        .expect("room to send");
+}
+
+pub(crate) fn read<const N: usize>(stream: &mut TcpStream) -> [u8; N] {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes).expect("a whole message");
+    bytes
 }
 
 /// Reads and discards until the other side closes.
@@ -228,16 +248,38 @@ pub(crate) fn pause(stream: &TcpStream, time: Duration) -> bool {
     }
 }
 
-/// A reader of bytes: connected, hello sent.
-pub(crate) fn dial(server: &TcpServer, hello: &Hello) -> TcpStream {
-    let mut stream = TcpStream::connect(server.address()).expect("a connection");
+/// A reader of bytes: connected.
+pub(crate) fn dial(server: &TcpServer) -> TcpStream {
+    let stream = TcpStream::connect(server.address()).expect("a connection");
     stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
-    stream.write_all(&hello.encode()).expect("room to send");
     stream
 }
 
-pub(crate) fn hello(block_bytes: usize) -> Hello {
-    Hello {
+/// A connection on which the handshake was made.
+pub(crate) fn greeted(server: &TcpServer, block_bytes: usize) -> TcpStream {
+    let mut stream = dial(server);
+    let begun = Asking::begin(&credential(), terms(block_bytes));
+    let (asking, opening) = begun.expect("randomness");
+    stream.write_all(&opening).expect("room to send");
+    let welcome = read::<WELCOME_BYTES>(&mut stream);
+    let proof = read::<PROOF_BYTES>(&mut stream);
+    let confirmed = asking.confirm(&welcome, &proof);
+    let (proving, confirm) = confirmed.expect("an owner of the cluster");
+    stream.write_all(&confirm).expect("room to send");
+    let verdict = read::<VERDICT_BYTES>(&mut stream);
+    proving.accepted(&verdict).expect("accepted");
+    stream
+}
+
+/// The beginning of a good handshake.
+pub(crate) fn opening(block_bytes: usize) -> [u8; HELLO_BYTES + PROOF_BYTES] {
+    let begun = Asking::begin(&credential(), terms(block_bytes));
+    begun.expect("randomness").1
+}
+
+pub(crate) fn terms(block_bytes: usize) -> Terms {
+    Terms {
+        magic: MAGIC,
         version: VERSION,
         block_bytes: block_bytes as u32,
         namespace: NAMESPACE,
@@ -356,5 +398,31 @@ impl BlockTier for FileTier {
 
     fn evict(&self, location: Location) -> Eviction {
         self.table.evict(location)
+    }
+}
+
+/// Counts one kind of refusal.
+pub(crate) struct Only(pub(crate) Refusal, pub(crate) Arc<AtomicU64>);
+
+impl Recorder for Only {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        let counted = key.labels().any(|label| label.value() == self.0.name());
+        if counted {
+            Counter::from_arc(self.1.clone())
+        } else {
+            Counter::noop()
+        }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
     }
 }

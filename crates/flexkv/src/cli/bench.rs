@@ -2,6 +2,7 @@
 
 mod serve;
 mod ssd;
+mod transport;
 
 use std::io::Write;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::units::parse_duration;
 ///   flexkv bench index --json > today.json
 ///   flexkv bench store --redis redis://127.0.0.1:6379
 ///   flexkv bench ssd --dir /data
+///   flexkv bench transport
 ///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
 #[derive(Debug, Subcommand)]
 #[command(verbatim_doc_comment)]
@@ -32,6 +34,7 @@ pub(super) enum BenchCommand {
     Store(StoreArgs),
     Serve(serve::ServeArgs),
     Ssd(ssd::SsdArgs),
+    Transport(transport::TransportArgs),
 }
 
 /// The global index in memory: hashing, matching, locating, applying, memory.
@@ -83,6 +86,9 @@ pub(super) fn run(
             runtime.block_on(super::unless_interrupted(serve::run(args, out)))
         }
         BenchCommand::Ssd(args) => runtime.block_on(super::unless_interrupted(ssd::run(args, out))),
+        BenchCommand::Transport(args) => {
+            runtime.block_on(super::unless_interrupted(transport::run(args, again, out)))
+        }
     }
 }
 

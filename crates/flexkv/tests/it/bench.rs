@@ -42,3 +42,27 @@ fn a_table_shows_them_to_people() {
         assert!(done.out.contains(part), "{part:?} is not in:\n{}", done.out);
     }
 }
+
+#[test]
+fn transports_are_measured_between_two_processes() {
+    let few = "--sizes 64KiB --batch 1,4 --time 20ms --rounds 1 --memory 4MiB --json";
+    let rows = Home::new().run(&format!("bench transport {few}")).json();
+    let rows = rows.as_array().unwrap();
+    for name in [
+        "memcpy 64.0 KiB x 4",
+        "shm 64.0 KiB x 4 of memcpy",
+        "shm 64.0 KiB x 1 p50",
+        "tcp 64.0 KiB x 1 p99",
+        "tcp 64.0 KiB x 4 CPU, both ends",
+    ] {
+        let row = rows.iter().find(|row| row["name"] == name);
+        let row = row.unwrap_or_else(|| panic!("no row `{name}` in {rows:?}"));
+        assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
+fn a_distant_owner_is_asked_for_with_a_secret() {
+    let done = Home::new().run("bench transport --peer 127.0.0.1:1");
+    done.assert_failed(2, &["--peer and --serve need --secret-file"]);
+}

@@ -41,7 +41,7 @@ fn adapters_are_strangers_to_each_other() {
     assert_eq!(
         found("flexkv-tcp", &[("flexkv-redis", "")]),
         [
-            "flexkv-tcp must not use flexkv-redis: the design has no such arrow (it has flexkv-ports, flexkv-block)"
+            "flexkv-tcp must not use flexkv-redis: the design has no such arrow (it has flexkv-handshake, flexkv-ports, flexkv-block)"
         ]
     );
     assert_eq!(
