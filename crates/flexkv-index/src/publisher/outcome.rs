@@ -95,16 +95,14 @@ impl Publisher {
         }
     }
 
-    /// Leaves the store alone for a while. Nodes are spread out a little, so that they do not all
-    /// come back at the same moment.
+    /// Leaves the store alone for a while, at most for the time between two renewals: the lease of a
+    /// node whose store is full is kept by trying to renew it. Nodes are spread out a little, so that
+    /// they do not all come back at the same moment.
     fn pause(&mut self, now: Duration, longest: bool) {
         self.stats.retries += 1;
+        let most = self.config.retry_max.min(self.config.lease_ttl / 3);
         let doubled = self.config.retry_min * (1 << self.failures.min(16));
-        let pause = if longest {
-            self.config.retry_max
-        } else {
-            doubled.min(self.config.retry_max)
-        };
+        let pause = if longest { most } else { doubled.min(most) };
         self.failures = self.failures.saturating_add(1);
         let spread = self.info.node().incarnation.rotate_left(self.failures) % 64;
         self.retry_at = Some(now + pause - pause / 256 * spread as u32);

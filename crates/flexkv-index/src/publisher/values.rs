@@ -26,7 +26,7 @@ pub struct PublisherConfig {
     pub max_queue_bytes: usize,
     /// First pause after a failure; doubles with each further one.
     pub retry_min: Duration,
-    /// Longest pause after failures.
+    /// Longest pause after failures; never longer than a third of the lease.
     pub retry_max: Duration,
     /// A log is not begun anew before it has this many bytes of deltas.
     pub rotate_min_bytes: usize,

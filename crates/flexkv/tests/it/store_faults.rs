@@ -191,6 +191,43 @@ async fn a_password_that_is_wrong_for_a_while_costs_only_news() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_full_costs_only_news() {
+    let mut pair = Pair::new().await;
+    let known = pair.store(4).await;
+    pair.b_sees(known, 4).await;
+    tell(&pair.redis, "CONFIG SET maxmemory 1").await;
+    let unseen = pair.store(4).await;
+    until("the server has refused more", async || {
+        tell(&pair.redis, "INFO errorstats")
+            .await
+            .contains("errorstat_OOM")
+    })
+    .await;
+    let more = format!("redis.url = '{}'", pair.redis.url());
+    let late = NodeProcess::start(&pair.home, "late", &more);
+    late.sees(2);
+    let at_late = late.attach().await;
+    let own = keys(1000, 2);
+    store(&at_late, &own).await;
+    // Longer than any lease or wait for a lost node: leases are kept meanwhile, though nothing is
+    // taken. The late one reads what others wrote before.
+    sleep(4 * LEASE).await;
+    pair.goes_on(known, 4).await;
+    assert_eq!(load(&at_late, &keys(known, 4)).await, (4, 4));
+    pair.nobody_was_lost_or_invented().await;
+    tell(&pair.redis, "CONFIG SET maxmemory 0").await;
+    pair.b_sees(unseen, 4).await;
+    pair.shares().await;
+    until("b loads what the late one stored", async || {
+        load(&pair.at_b, &own).await.0 == 2
+    })
+    .await;
+    late.end(Signal::TERM).await;
+    pair.b.sees(1);
+    pair.shares().await;
+}
+
+#[tokio::test]
 async fn a_node_that_was_stopped_for_longer_than_its_lease_comes_back_with_its_blocks() {
     let mut pair = Pair::new().await;
     let known = pair.store(4).await;
