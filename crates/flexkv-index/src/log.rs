@@ -49,7 +49,7 @@ pub struct EntryPlace {
 /// One entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Blocks that the owner held when it took the checkpoint; only adds.
+    /// Blocks that the owner held while it made the checkpoint; only adds.
     Checkpoint(Batch),
     /// The checkpoint is complete; from here on the log has deltas.
     CheckpointEnd,
@@ -59,8 +59,8 @@ pub enum Entry {
     Rotate(Rotate),
 }
 
-/// Where the owner goes on. A reader that has applied everything up to this entry holds exactly
-/// what the next log's checkpoint says, and skips it.
+/// Where the owner goes on. A reader that has applied everything up to this entry knows what was held
+/// when the next log's checkpoint was begun, and skips it: what changed since then is behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotate {
     /// Epoch of the next log, whose first entry has the sequence after this one.

@@ -7,7 +7,8 @@
 //! Everything to publish is one queue of steps, done strictly in order, so that a removal never
 //! overtakes its add. A new epoch empties the queue or goes to its end:
 //! - planned, because the log has grown long: the rest of the old log, the new log with its
-//!   checkpoint, the record that announces it, Rotate at the end of the old log;
+//!   checkpoint, the record that announces it, Rotate at the end of the old log, and what changed
+//!   meanwhile;
 //! - unplanned, because the store lost something or the queue ran over: first one empty entry that
 //!   makes the new log, and only once the store has taken that, the checkpoint. So a store that
 //!   cannot be reached costs nothing but the retries.
@@ -25,11 +26,13 @@ use crate::pace::Share;
 use crate::record::{NodeInfo, NodeRecord};
 use crate::residency::LiveSet;
 
+mod checkpoint;
 mod epoch;
 mod outcome;
 mod steps;
 mod values;
 
+use checkpoint::Checkpoint;
 use steps::{Step, Steps};
 pub use values::{PublishAction, PublishOutcome, PublisherConfig, PublisherStats};
 
@@ -66,6 +69,8 @@ pub struct Publisher {
     /// What the lease says; `None` before it was ever held.
     announced: Option<NodeRecord>,
     steps: Steps,
+    /// Made in parts, each when the one before it was taken.
+    checkpoint: Option<Checkpoint>,
     batch: Batch,
     /// Time of the first change in `batch`.
     batch_since: Duration,
@@ -102,6 +107,7 @@ impl Publisher {
             next_sequence: 1,
             announced: None,
             steps: Steps::default(),
+            checkpoint: None,
             batch: Batch::default(),
             batch_since: Duration::ZERO,
             share: Share::alone(u64::MAX),
@@ -133,6 +139,7 @@ impl Publisher {
     pub fn is_settled(&self) -> bool {
         self.phase == Phase::Open
             && self.steps.is_empty()
+            && self.checkpoint.is_none()
             && self.batch.is_empty()
             && self.flight.is_none()
     }
@@ -150,7 +157,11 @@ impl Publisher {
 
     /// Bytes of changes that wait for the store.
     pub fn queued_bytes(&self) -> usize {
-        self.steps.delta_bytes()
+        let kept = self
+            .checkpoint
+            .as_ref()
+            .map_or(0, Checkpoint::changes_bytes);
+        self.steps.delta_bytes() + kept
     }
 
     /// Counters.
@@ -210,8 +221,12 @@ impl Publisher {
 
     /// How many more blocks fit an entry.
     fn room_in(&self, batch: &Batch) -> usize {
-        let most = self.config.max_entry_blocks.clamp(1, MAX_ENTRY_BLOCKS);
-        most.saturating_sub(batch.blocks())
+        self.entry_blocks().saturating_sub(batch.blocks())
+    }
+
+    /// Most blocks of an entry.
+    fn entry_blocks(&self) -> usize {
+        self.config.max_entry_blocks.clamp(1, MAX_ENTRY_BLOCKS)
     }
 
     /// Publishes everything again in a new log, as if the store had lost it. For whoever finds that
@@ -222,7 +237,8 @@ impl Publisher {
     }
 
     /// The next thing to ask of the store, unless something is under way or nothing is due. `live`
-    /// must be what the calls of [`Self::stored`] and [`Self::removed`] so far add up to.
+    /// must be what the calls of [`Self::stored`] and [`Self::removed`] so far add up to. Looks at no
+    /// more blocks than an entry has: a long checkpoint takes many calls.
     pub fn poll(&mut self, now: Duration, live: &dyn LiveSet) -> Option<PublishAction> {
         if self.flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return None;
@@ -233,10 +249,15 @@ impl Publisher {
         match self.phase {
             Phase::Closed => self.open_epoch(),
             Phase::Opening => {}
-            Phase::Opened => self.write_checkpoint(live),
+            Phase::Opened => self.begin_checkpoint(),
             Phase::Open => {
                 if self.log_is_long() {
-                    self.rotate(now, live);
+                    self.rotate(now);
+                }
+                if self.checkpoint.is_some() {
+                    if self.steps.is_empty() {
+                        self.go_on_with_checkpoint(now, live);
+                    }
                 } else if self.steps.is_empty() && self.batch_at().is_some_and(|at| now >= at) {
                     self.seal_batch(now);
                 }
@@ -254,7 +275,10 @@ impl Publisher {
         if self.retry_at.is_some() {
             return self.retry_at;
         }
-        let busy = self.phase != Phase::Open || !self.steps.is_empty() || self.log_is_long();
+        let busy = self.phase != Phase::Open
+            || !self.steps.is_empty()
+            || self.checkpoint.is_some()
+            || self.log_is_long();
         if busy || !self.renewals.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -293,7 +317,12 @@ impl Publisher {
         if now >= self.renew_at && self.renewals.is_empty() {
             self.renewals.push_back(announced.epoch);
             let has_log = matches!(self.phase, Phase::Opened | Phase::Open);
-            if has_log && self.epoch != announced.epoch && !self.steps.creates_log() {
+            let creates_log = self
+                .checkpoint
+                .as_ref()
+                .is_some_and(Checkpoint::creates_log)
+                || self.steps.creates_log();
+            if has_log && self.epoch != announced.epoch && !creates_log {
                 self.renewals.push_back(self.epoch);
             }
         }

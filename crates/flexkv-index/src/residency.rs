@@ -10,10 +10,11 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use flexkv_block::{BlockKey, Generation, Location, SlotId, Tier};
 
-mod chain;
 mod policy;
+mod walk;
 
 pub use policy::{EntryId, EvictionPolicy, Lru};
+pub use walk::Walk;
 
 /// Tiers in the order in which they are preferred.
 const TIERS: [Tier; 2] = [Tier::Host, Tier::Ssd];
@@ -29,11 +30,14 @@ pub struct LiveRun<'a> {
     pub locations: &'a [Location],
 }
 
-/// Live blocks in chain order; what a checkpoint is made of.
+/// Live blocks, told in parts; what a checkpoint is made of.
 pub trait LiveSet {
-    /// Calls `each` with runs that together are all live blocks. A block comes after its parent if
-    /// both are live.
-    fn for_each_run(&self, each: &mut dyn FnMut(LiveRun<'_>));
+    /// Goes on with `walk`, which is new at first: calls `each` with runs that were not told yet, until
+    /// the walk is over or about `most` steps were taken, of which a block takes two.
+    ///
+    /// Blocks may come and go between calls. Those that were live all the time are told once each, with
+    /// where they lie now; a block comes after its parent if both were. Others may be told or not.
+    fn tell(&self, walk: &mut Walk, most: usize, each: &mut dyn FnMut(LiveRun<'_>));
 }
 
 /// What [`Residency::remove`] left.
@@ -62,6 +66,10 @@ impl Entry {
             slot,
             generation,
         })
+    }
+
+    fn is_live(&self) -> bool {
+        self.slots.iter().any(Option::is_some)
     }
 
     fn best(&self) -> Option<Location> {

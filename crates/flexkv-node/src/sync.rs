@@ -23,6 +23,8 @@ use crate::{Node, Shared};
 
 /// Entries read of one log at a time.
 const READ_ENTRIES_MAX: usize = 64;
+/// Entries that are applied without letting go of the lock; each has up to 4096 blocks.
+const APPLY_ENTRIES_MAX: usize = 4;
 /// Pause after the store did not answer.
 const STORE_PAUSE: Duration = Duration::from_millis(100);
 /// A node counts as changing things for so long after its last change.
@@ -86,6 +88,8 @@ async fn publish(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
         }
         let changed = shared.core.changed.notified();
         match due {
+            // A part of a checkpoint that made no entry: let others have the lock.
+            Some(at) if at <= shared.now() => tokio::task::yield_now().await,
             Some(at) => {
                 // A change may make something due before the renewal that is waited for.
                 tokio::select! {
@@ -167,7 +171,7 @@ async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
         let cursors = cursors(&shared);
         let wait = members_due.saturating_duration_since(Instant::now());
         match store.read(&cursors, READ_ENTRIES_MAX, wait).await {
-            Ok(reads) => apply_reads(&shared, reads),
+            Ok(reads) => apply_reads(&shared, reads).await,
             Err(error) => {
                 complain(&shared, &error);
                 tokio::time::sleep(STORE_PAUSE).await;
@@ -237,18 +241,27 @@ fn apply_members(shared: &Shared, members: Vec<Member>) {
     settle(shared, &mut state);
 }
 
-fn apply_reads(shared: &Shared, reads: Vec<LogRead>) {
+async fn apply_reads(shared: &Shared, reads: Vec<LogRead>) {
     for read in reads {
         let pair = |entry: LogEntry| (entry.sequence, entry.bytes);
         let entries: Vec<(u64, Bytes)> = read.entries.into_iter().map(pair).collect();
-        let mut state = shared.core.lock();
-        let State {
-            follower, writer, ..
-        } = &mut *state;
-        follower.entries(shared.now(), &read.log, &entries, writer);
-        writer.sweep(SWEEP_SEGMENTS);
-        settle(shared, &mut state);
+        for part in entries.chunks(APPLY_ENTRIES_MAX) {
+            apply_part(shared, &read.log, part);
+            if part.len() == APPLY_ENTRIES_MAX {
+                tokio::task::yield_now().await;
+            }
+        }
     }
+}
+
+fn apply_part(shared: &Shared, log: &str, entries: &[(u64, Bytes)]) {
+    let mut state = shared.core.lock();
+    let State {
+        follower, writer, ..
+    } = &mut *state;
+    follower.entries(shared.now(), log, entries, writer);
+    writer.sweep(SWEEP_SEGMENTS);
+    settle(shared, &mut state);
 }
 
 /// After the follower was told something: counts what happened and shows the peers to readers.

@@ -6,7 +6,7 @@ use flexkv_block::{Generation, NamespaceId, SlotId, Tier};
 use super::*;
 use crate::log::{Entry, EntryPlace, Op};
 use crate::record::NodeId;
-use crate::residency::LiveRun;
+use crate::residency::{LiveRun, Walk};
 
 const MS: Duration = Duration::from_millis(1);
 const KEPT: PublishOutcome = PublishOutcome::Renewed {
@@ -26,7 +26,8 @@ fn at(slot: u32) -> Location {
 struct Live(u64);
 
 impl LiveSet for Live {
-    fn for_each_run(&self, each: &mut dyn FnMut(LiveRun<'_>)) {
+    fn tell(&self, walk: &mut Walk, _: usize, each: &mut dyn FnMut(LiveRun<'_>)) {
+        walk.end();
         let fingerprints: Vec<_> = (0..self.0).collect();
         let locations: Vec<_> = (0..self.0).map(|n| at(n as u32)).collect();
         each(LiveRun {
@@ -41,7 +42,7 @@ impl LiveSet for Live {
 struct Unasked;
 
 impl LiveSet for Unasked {
-    fn for_each_run(&self, _: &mut dyn FnMut(LiveRun<'_>)) {
+    fn tell(&self, _: &mut Walk, _: usize, _: &mut dyn FnMut(LiveRun<'_>)) {
         panic!("a checkpoint was made");
     }
 }
@@ -240,6 +241,30 @@ fn a_store_that_cannot_be_reached_costs_no_checkpoint() {
     }
     drain(&mut publisher, now, &Live(1));
     assert!(publisher.is_settled());
+}
+
+#[test]
+fn whatever_fails_a_lease_is_renewed_three_times_while_it_lasts() {
+    let config = PublisherConfig {
+        lease_ttl: 900 * MS,
+        ..PublisherConfig::default()
+    };
+    for outcome in [
+        PublishOutcome::Unavailable,
+        PublishOutcome::Denied,
+        PublishOutcome::Full,
+    ] {
+        let mut publisher = settled(config.clone());
+        let mut now = 300 * MS;
+        for _ in 0..10 {
+            let action = publisher.poll(now, &Unasked).expect("a renewal");
+            assert_eq!(summary(&[action]), ["renew 1: epoch 1"]);
+            publisher.handle(now, outcome);
+            let next = publisher.poll_timeout().expect("a next try");
+            assert!(next - now <= 300 * MS, "{outcome:?}: {:?}", next - now);
+            now = next;
+        }
+    }
 }
 
 #[test]

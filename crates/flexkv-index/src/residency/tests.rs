@@ -96,10 +96,18 @@ fn leading_stops_at_the_first_hole() {
     assert_eq!(held.parent(key(3)), Some(key(2)));
 }
 
-/// All blocks and their parents as `for_each_run` tells them, in its order.
-fn told(held: &Residency) -> Vec<(u64, Option<u64>)> {
+/// Calls `each` with all runs, which are looked for in parts of so many steps.
+fn tell_all(held: &Residency, part: usize, mut each: impl FnMut(LiveRun<'_>)) {
+    let mut walk = Walk::default();
+    while !walk.is_over() {
+        held.tell(&mut walk, part, &mut each);
+    }
+}
+
+/// All blocks and their parents as they are told, in that order.
+fn told(held: &Residency, part: usize) -> Vec<(u64, Option<u64>)> {
     let mut told = Vec::new();
-    held.for_each_run(&mut |run| {
+    tell_all(held, part, |run| {
         assert_eq!(run.fingerprints.len(), run.locations.len());
         assert!(!run.fingerprints.is_empty());
         let mut parent = run.parent;
@@ -116,14 +124,45 @@ fn a_long_prompt_is_told_in_pieces_that_follow_each_other() {
     let mut held = Residency::<Lru>::default();
     let prompt: Vec<u64> = (1..=10_000).collect();
     store(&mut held, &prompt);
-    let mut runs = Vec::new();
-    held.for_each_run(&mut |run| runs.push((run.parent, run.fingerprints.to_vec())));
-    assert_eq!(runs.len(), 3);
-    assert_eq!(runs[0].0, None);
-    for pair in runs.windows(2) {
-        assert_eq!(pair[1].0, pair[0].1.last().copied());
+    for part in [usize::MAX, 1000] {
+        let mut runs = Vec::new();
+        tell_all(&held, part, |run| {
+            runs.push((run.parent, run.fingerprints.to_vec()));
+        });
+        assert!(runs.len() >= 3);
+        assert_eq!(runs[0].0, None);
+        for pair in runs.windows(2) {
+            assert_eq!(pair[1].0, pair[0].1.last().copied());
+        }
+        assert_eq!(told(&held, part).len(), prompt.len());
     }
-    assert_eq!(told(&held).len(), prompt.len());
+}
+
+#[test]
+fn prompts_that_grew_side_by_side_are_told_one_after_the_other() {
+    let mut held = Residency::<Lru>::default();
+    for n in 1..=100_u64 {
+        for prompt in 0..10_u64 {
+            let key_of = |n: u64| key(1000 * prompt + n);
+            let parent = (n > 1).then(|| key_of(n - 1));
+            let slot = (100 * prompt + n) as u32;
+            held.insert(key_of(n), parent, at(Tier::Host, slot));
+        }
+    }
+    let mut lengths = Vec::new();
+    tell_all(&held, usize::MAX, |run| {
+        lengths.push(run.fingerprints.len());
+    });
+    assert_eq!(lengths, [100; 10]);
+}
+
+#[test]
+fn blocks_that_claim_to_be_each_others_parents_are_told() {
+    let mut held = Residency::<Lru>::default();
+    held.insert(key(1), Some(key(2)), at(Tier::Host, 1));
+    held.insert(key(2), Some(key(1)), at(Tier::Host, 2));
+    held.insert(key(3), Some(key(3)), at(Tier::Host, 3));
+    assert_eq!(told(&held, 1).len(), 3);
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +195,10 @@ const fn tier(ssd: bool) -> Tier {
 
 proptest! {
     #[test]
-    fn it_agrees_with_a_map(steps in prop::collection::vec(any_step(), 0..200)) {
+    fn it_agrees_with_a_map(
+        steps in prop::collection::vec(any_step(), 0..200),
+        part in 1usize..300,
+    ) {
         let mut held = Residency::<Lru>::default();
         let mut model: BTreeMap<(u64, Tier), Location> = BTreeMap::new();
         for step in steps {
@@ -192,7 +234,7 @@ proptest! {
             prop_assert_eq!(found, expected);
         }
         let expected: BTreeSet<u64> = model.keys().map(|(n, _)| key(*n).fingerprint()).collect();
-        let told = told(&held);
+        let told = told(&held, part);
         let mut seen = BTreeSet::new();
         for (fingerprint, parent) in &told {
             let late = parent.is_some_and(|p| expected.contains(&p) && !seen.contains(&p));

@@ -1,83 +1,148 @@
-//! The residency in chain order: parents before children, runs as long as they can be. Knows
-//! nothing of what the runs are written to.
+//! All blocks in parts, while blocks come and go: parents before children, runs as long as they can
+//! be. Knows nothing of what the runs are written to.
+//!
+//! A walk goes through the entries from the latest to the first. From each it climbs to the earliest
+//! block of its prompt that was not told yet, and tells the way back. Entries of blocks that came
+//! since the walk began may be told or not; whoever writes a checkpoint knows of those anyway.
 
 use super::*;
 
-/// No entry.
-const NONE: u32 = u32::MAX;
 /// Longest run handed out at once.
 const MAX_RUN: usize = 4096;
 
-/// For each entry its first child and its next sibling.
-struct Tree {
-    child: Vec<u32>,
-    sibling: Vec<u32>,
-    /// Entries whose parent is not here.
-    roots: Vec<u32>,
+/// How far a telling of all blocks has come: see [`LiveSet::tell`].
+#[derive(Clone, Debug, Default)]
+pub struct Walk {
+    state: State,
+    /// A bit for each entry: told, or about to be.
+    seen: Vec<u64>,
+    /// What is about to be told, the last one first.
+    path: Vec<u32>,
+    /// Entries from here on were looked at.
+    next: usize,
 }
 
-impl<P: EvictionPolicy> LiveSet for Residency<P> {
-    fn for_each_run(&self, each: &mut dyn FnMut(LiveRun<'_>)) {
-        let Tree {
-            child,
-            sibling,
-            roots,
-        } = self.tree();
-        let mut starts = roots;
-        let (mut fingerprints, mut locations) = (Vec::new(), Vec::new());
-        while let Some(start) = starts.pop() {
-            let mut parent = self.entries[start as usize].parent;
-            let mut at = start;
-            while at != NONE {
-                let entry = &self.entries[at as usize];
-                if let Some(best) = entry.best() {
-                    fingerprints.push(entry.key.fingerprint());
-                    locations.push(best);
-                }
-                let next = child[at as usize];
-                let mut fork = if next == NONE {
-                    NONE
-                } else {
-                    sibling[next as usize]
-                };
-                while fork != NONE {
-                    starts.push(fork);
-                    fork = sibling[fork as usize];
-                }
-                if next == NONE || fingerprints.len() == MAX_RUN {
-                    each(LiveRun {
-                        parent: parent.map(BlockKey::fingerprint),
-                        fingerprints: &fingerprints,
-                        locations: &locations,
-                    });
-                    fingerprints.clear();
-                    locations.clear();
-                    parent = Some(entry.key);
-                }
-                at = next;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    New,
+    /// Looking for the next entry to tell, or telling what is on the path.
+    Telling,
+    /// Looking for what comes before the path's last.
+    Climbing,
+    Over,
+}
+
+impl Walk {
+    /// Whether everything has been told.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Says that everything has been told.
+    pub fn end(&mut self) {
+        *self = Self {
+            state: State::Over,
+            ..Self::default()
+        };
+    }
+
+    fn begin(&mut self, entries: usize) {
+        self.seen = vec![0; entries.div_ceil(64)];
+        self.next = entries;
+        self.state = State::Telling;
+    }
+
+    /// Puts an entry on the path, unless it was there already or came after the walk began.
+    fn claim(&mut self, at: usize) -> bool {
+        let bit = 1 << (at % 64);
+        match self.seen.get_mut(at / 64) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                self.path.push(at as u32);
+                true
             }
+            _ => false,
         }
     }
 }
 
-impl<P: EvictionPolicy> Residency<P> {
-    fn tree(&self) -> Tree {
-        let mut tree = Tree {
-            child: vec![NONE; self.entries.len()],
-            sibling: vec![NONE; self.entries.len()],
-            roots: Vec::new(),
-        };
-        for id in self.map.values() {
-            let at = id.index() as u32;
-            let parent = self.entries[id.index()].parent;
-            match parent.and_then(|key| self.find(key)).filter(|up| up != id) {
-                Some(parent) => {
-                    let first = std::mem::replace(&mut tree.child[parent.index()], at);
-                    tree.sibling[id.index()] = first;
+/// What [`LiveSet::tell`] is about to hand out.
+#[derive(Default)]
+struct Run {
+    parent: Option<BlockKey>,
+    /// The last block.
+    last: Option<BlockKey>,
+    fingerprints: Vec<u64>,
+    locations: Vec<Location>,
+}
+
+impl Run {
+    fn push(&mut self, entry: &Entry, at: Location, each: &mut dyn FnMut(LiveRun<'_>)) {
+        let goes_on = self.last.is_some() && entry.parent == self.last;
+        if !goes_on || self.fingerprints.len() == MAX_RUN {
+            self.hand_out(each);
+            self.parent = entry.parent;
+        }
+        self.fingerprints.push(entry.key.fingerprint());
+        self.locations.push(at);
+        self.last = Some(entry.key);
+    }
+
+    fn hand_out(&mut self, each: &mut dyn FnMut(LiveRun<'_>)) {
+        if !self.fingerprints.is_empty() {
+            each(LiveRun {
+                parent: self.parent.map(BlockKey::fingerprint),
+                fingerprints: &self.fingerprints,
+                locations: &self.locations,
+            });
+        }
+        self.fingerprints.clear();
+        self.locations.clear();
+    }
+}
+
+impl<P: EvictionPolicy> LiveSet for Residency<P> {
+    fn tell(&self, walk: &mut Walk, most: usize, each: &mut dyn FnMut(LiveRun<'_>)) {
+        if walk.state == State::New {
+            walk.begin(self.entries.len());
+        }
+        let mut run = Run::default();
+        for _ in 0..most {
+            match walk.state {
+                State::Climbing => {
+                    let up = walk.path.last().and_then(|at| self.before(*at));
+                    if !up.is_some_and(|up| walk.claim(up.index())) {
+                        walk.state = State::Telling;
+                    }
                 }
-                None => tree.roots.push(at),
+                State::Telling => match walk.path.pop() {
+                    Some(at) => {
+                        let entry = self.entries.get(at as usize);
+                        if let Some((entry, best)) = entry.and_then(|e| Some((e, e.best()?))) {
+                            run.push(entry, best, each);
+                        }
+                    }
+                    None if walk.next == 0 => walk.end(),
+                    None => {
+                        walk.next -= 1;
+                        let live = self.entries.get(walk.next).is_some_and(Entry::is_live);
+                        if live && walk.claim(walk.next) {
+                            walk.state = State::Climbing;
+                        }
+                    }
+                },
+                State::New | State::Over => break,
             }
         }
-        tree
+        run.hand_out(each);
+    }
+}
+
+impl<P: EvictionPolicy> Residency<P> {
+    /// The block before the one at `at`, if it is here.
+    fn before(&self, at: u32) -> Option<EntryId> {
+        let entry = self.entries.get(at as usize)?;
+        self.find(entry.parent?)
     }
 }

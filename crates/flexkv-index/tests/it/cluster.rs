@@ -38,6 +38,8 @@ impl Cluster {
         let config = PublisherConfig {
             rotate_min_bytes: 2000,
             max_append_bytes: 2000,
+            // Checkpoints take several parts, between which blocks come and go.
+            max_entry_blocks: 16,
             ..PublisherConfig::default()
         };
         Self::with_config(seed, nodes, config)
