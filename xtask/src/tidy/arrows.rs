@@ -47,6 +47,11 @@ const ARROWS: &[Arrow] = &[
         &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
         &[],
     ),
+    arrow(
+        "flexkv-rdma",
+        &["flexkv-handshake", "flexkv-ports", "flexkv-block"],
+        &["flexkv-host"],
+    ),
     arrow("flexkv-ssd", &["flexkv-ports", "flexkv-block"], &[]),
     arrow("flexkv-engine", &["flexkv-ports", "flexkv-block"], &[]),
     arrow(
