@@ -8,6 +8,7 @@ mod ci;
 mod fuzz;
 mod it;
 mod python;
+mod rdma;
 mod shell;
 mod sim;
 mod tidy;
@@ -36,6 +37,7 @@ enum Command {
     Sim(sim::Args),
     Fuzz(fuzz::Args),
     Python(python::Args),
+    Rdma(rdma::Args),
     Vllm(vllm::Args),
     Bench(bench::BenchArgs),
     Demo(bench::DemoArgs),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => done(sim::run(&args)),
         Command::Fuzz(args) => done(fuzz::run(&args)),
         Command::Python(args) => done(python::run(&args)),
+        Command::Rdma(args) => done(rdma::run(&args)),
         Command::Vllm(args) => done(vllm::run(&args)),
         Command::Bench(args) => done(bench::run(&args)),
         Command::Demo(args) => done(bench::demo(&args)),

@@ -37,6 +37,20 @@ pub(crate) const CXX: Tool = Tool {
     needed_by: "the fuzz targets",
 };
 
+/// Builds the stand-in for libibverbs that the RDMA transport is linked with.
+pub(crate) const CMAKE: Tool = Tool {
+    program: "cmake",
+    package: "cmake",
+    needed_by: "the RDMA transport",
+};
+
+/// Reads the declarations of libibverbs: a library, not a program.
+const LIBCLANG: Tool = Tool {
+    program: "libclang",
+    package: "libclang-dev",
+    needed_by: "the bindings of the RDMA transport",
+};
+
 /// Python with virtual environments, which Debian keeps in a package of its own.
 const PYTHON: Tool = Tool {
     program: "python3",
@@ -124,6 +138,26 @@ pub(crate) fn python() -> Result<()> {
     new_enough(found)?;
     say(&format!("{} is Python {}", PYTHON.program, dotted(found)));
     Ok(())
+}
+
+/// Sees to it that there is a libclang, where it is looked for by default or `LIBCLANG_PATH` says.
+pub(crate) fn libclang() -> Result<()> {
+    let known = || -> Result<bool> {
+        let told = Run::new("/sbin/ldconfig").args(["-p"]).read()?;
+        Ok(told.lines().any(|line| is_libclang(line.trim())))
+    };
+    if std::env::var_os("LIBCLANG_PATH").is_some() || known()? {
+        return Ok(());
+    }
+    LIBCLANG.install()
+}
+
+/// Whether a line of the loader's cache is of libclang; libclang-cpp is another library.
+fn is_libclang(line: &str) -> bool {
+    let rest = line.strip_prefix("libclang");
+    rest.is_some_and(|rest| {
+        rest.starts_with(".so") || rest.starts_with("-") && !rest.starts_with("-cpp")
+    })
 }
 
 /// The version of the Python in `PATH`, 311 for 3.11; none if it lacks a part or is not there.

@@ -44,3 +44,20 @@ fn an_old_python_is_refused_with_its_version() {
     );
     assert!(new_enough(311).is_ok());
 }
+
+#[test]
+fn libclang_is_told_from_its_neighbours() {
+    for line in [
+        "libclang-14.so.1 (libc6,x86-64) => /usr/lib",
+        "libclang.so.1 => /usr/lib",
+    ] {
+        assert!(is_libclang(line), "{line}");
+    }
+    for line in [
+        "libclang-cpp.so.14 => /usr/lib",
+        "libclangd.so",
+        "libc.so.6",
+    ] {
+        assert!(!is_libclang(line), "{line}");
+    }
+}
