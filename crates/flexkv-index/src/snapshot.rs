@@ -161,6 +161,12 @@ impl Snapshot {
         self.shared.locate(keys, run, out);
     }
 
+    /// Appends every run of blocks of `keys` that a live owner holds which is not excluded, several
+    /// for an owner that holds several. In order of the first block within parts of the prompt.
+    pub fn replicas(&self, keys: &[BlockKey], exclude: &OwnerSet, out: &mut Vec<OwnerRun>) {
+        self.shared.replicas(keys, exclude, out);
+    }
+
     /// Replaces `out` by one entry per key: whether the owner holds that block. All false for an
     /// owner that is not live.
     pub fn holds(&self, keys: &[BlockKey], owner: OwnerId, out: &mut Vec<bool>) {

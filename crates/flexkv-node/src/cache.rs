@@ -144,7 +144,7 @@ impl Shared {
             }
             let keys: Arc<[BlockKey]> = keys[..blocks].into();
             let (done, result) = watch::channel(None);
-            let load = Load::new(shared, keys, Instant::now() + deadline);
+            let load = Load::new(shared, keys, Instant::now() + deadline, None);
             let task = tokio::spawn(async move {
                 let held: Held = load.run().await;
                 // Nobody listens any more if the ticket was released; the pins end here then.

@@ -22,7 +22,7 @@ pub(crate) struct State {
     pub(crate) writer: SnapshotWriter,
     /// The follower's count of changes when the table of peers was made.
     pub(crate) peers_shown: u64,
-    /// What a reset could not free because it was being read.
+    /// What was dropped but could not be freed because it was being read.
     pub(crate) doomed: Vec<Location>,
     /// How often everything was dropped.
     pub(crate) resets: u64,
@@ -148,13 +148,15 @@ impl Core {
         doomed.retain(|location| tier.evict(*location) == Eviction::Pinned);
     }
 
-    /// Drops a block whose bytes turned out wrong.
+    /// Drops a block whose bytes turned out wrong. If others read it, its slot is freed later.
     pub(crate) fn drop_corrupt(&self, now: Duration, slot: ReadSlot, tier: &dyn BlockTier) {
         let (key, location) = (slot.key(), slot.location());
         drop(slot);
         let mut state = self.lock();
-        let here = state.residency.get_in(key, location.tier) == Some(location);
-        if here && tier.evict(location) != Eviction::Pinned {
+        if state.residency.get_in(key, location.tier) == Some(location) {
+            if tier.evict(location) == Eviction::Pinned {
+                state.doomed.push(location);
+            }
             self.forget(&mut state, now, &[(key, location)]);
         }
     }

@@ -22,6 +22,8 @@ pub(crate) enum Miss {
     Deadline,
     /// A block before it could not be loaded, so it was of no use.
     Broken,
+    /// Computing it was faster than fetching it.
+    Recompute,
 }
 
 /// Handles of all metrics of one node.
@@ -30,7 +32,7 @@ pub(crate) struct Counters {
     pub(crate) looked_up_blocks: Counter,
     pub(crate) hit_local: Counter,
     pub(crate) hit_remote: Counter,
-    misses: [Counter; 7],
+    misses: [Counter; 8],
     pub(crate) stored_blocks: Counter,
     pub(crate) refused_blocks: Counter,
     pub(crate) evicted_blocks: Counter,
@@ -39,6 +41,11 @@ pub(crate) struct Counters {
     pub(crate) fetched_corrupt: Counter,
     pub(crate) fetched_unreachable: Counter,
     pub(crate) local_corrupt: Counter,
+    pub(crate) reports_sent: Counter,
+    pub(crate) reports_confirmed: Counter,
+    pub(crate) reports_unfounded: Counter,
+    pub(crate) stopped_loads: Counter,
+    pub(crate) stopped_blocks: Counter,
     pub(crate) store_errors: Counter,
     pub(crate) publish_appends: Counter,
     pub(crate) over_budget: Counter,
@@ -123,6 +130,12 @@ impl Registrar<'_> {
         )
     }
 
+    fn report(&self, event: &'static str) -> Counter {
+        let help = "Reports of blocks that arrived damaged: sent to owners, and what this node found \
+                    when it was sent one";
+        self.counter("flexkv_corrupt_reports_total", help, Some(("event", event)))
+    }
+
     fn peer(&self, event: &'static str) -> Counter {
         self.counter(
             "flexkv_peer_events_total",
@@ -162,6 +175,7 @@ impl Counters {
                 at.miss("no_space"),
                 at.miss("deadline"),
                 at.miss("broken_prefix"),
+                at.miss("recompute"),
             ],
             stored_blocks: at.counter(
                 "flexkv_stored_blocks_total",
@@ -185,6 +199,19 @@ impl Counters {
             local_corrupt: at.counter(
                 "flexkv_local_corrupt_blocks_total",
                 "Blocks of this node whose bytes had changed; they are dropped",
+                None,
+            ),
+            reports_sent: at.report("sent"),
+            reports_confirmed: at.report("confirmed"),
+            reports_unfounded: at.report("unfounded"),
+            stopped_loads: at.counter(
+                "flexkv_stopped_loads_total",
+                "Loads that fetched less than there was, as computing the rest was faster",
+                None,
+            ),
+            stopped_blocks: at.counter(
+                "flexkv_stopped_blocks_total",
+                "Blocks of those loads that were left to the engine",
                 None,
             ),
             store_errors: at.counter(

@@ -11,13 +11,18 @@ mod cache;
 mod config;
 mod core;
 mod counters;
+mod fetch;
 mod load;
 mod peers;
+mod plan;
+mod rates;
 mod reset;
+mod sources;
+mod suspects;
 mod sync;
 mod tickets;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flexkv_block::BlockKey;
@@ -32,6 +37,7 @@ use tokio::time::Instant;
 pub use crate::config::NodeConfig;
 use crate::core::{Core, State};
 use crate::counters::Counters;
+use crate::fetch::Fetches;
 use crate::peers::Peers;
 use crate::reset::Resets;
 pub use crate::sync::SyncStats;
@@ -68,6 +74,7 @@ struct Shared {
     core: Core,
     peers: Peers,
     tickets: Tickets,
+    fetches: Arc<Fetches>,
     counters: Counters,
     resets: Resets,
 }
@@ -147,6 +154,7 @@ impl Node {
             snapshot,
             core: Core::new(state, own),
             tickets: Tickets::default(),
+            fetches: Arc::default(),
             resets: Resets::default(),
         });
         let tasks = sync::start(&shared);
@@ -215,9 +223,16 @@ impl Node {
         sync::leave(&self.shared).await;
     }
 
+    fn add_task(&self, task: AbortHandle) {
+        self.tasks().push(task);
+    }
+
     fn end_tasks(&self) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.drain(..).for_each(|task| task.abort());
+        self.tasks().drain(..).for_each(|task| task.abort());
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Vec<AbortHandle>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,258 +1,472 @@
 //! Loading a prefix: local blocks are verified and pinned, the others fetched from their owners.
 //!
-//! Rounds of match, fetch and commit go on until everything is here, nobody else has the rest, or
-//! the deadline comes. A verified leading part is always kept. Knows no transport's protocol.
+//! Blocks are asked for from front to back, of all owners at once, a piece at a time, until everything
+//! is here, nobody else has the rest, computing it would be faster, or the deadline comes. What fails
+//! or takes too long is asked of another owner. A verified leading part is always kept. Knows no
+//! transport's protocol, and leaves it to the planner whom to ask for what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flexkv_block::{BlockKey, Checksum, Location};
-use flexkv_index::{MatchOptions, OwnerId, OwnerRun, PrefixMatch};
-use flexkv_ports::{BlockView, FetchOutcome, Fetched, Loaded, ReadSlot, Want, WriteSlot};
-use futures_util::future::join_all;
-use tokio::time::Instant;
+use flexkv_block::{BlockKey, Location};
+use flexkv_index::OwnerId;
+use flexkv_ports::{BlockView, BoxFuture, FetchOutcome, Loaded, ReadSlot};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::{Instant, sleep_until};
 
 use crate::Shared;
 use crate::counters::Miss;
-use crate::peers::{Endpoint, PeerTable};
+use crate::fetch::{self, Arrival, Claim, Fetch, Order, Places};
+use crate::plan::{self, Block, Holders, Piece, Source};
+use crate::sources::{self, Holder};
 use crate::tickets::Held;
 
-/// A load gives up after this many rounds of fetching.
+/// A load looks for owners at most so often.
 const ROUNDS_MAX: usize = 8;
+/// A block is asked for at most so often.
+const ATTEMPTS_MAX: u8 = 8;
+/// A fetch is late when another owner would be done in half the time that it still needs, and this.
+const LATE_SLACK: Duration = Duration::from_millis(5);
+/// A fetch should be here after so many times what the owner's rate says.
+const LATE_FACTOR: f64 = 1.25;
+/// The shortest pause before the cost of going on is looked at again.
+const WEIGH_PAUSE_MIN: Duration = Duration::from_millis(2);
 
-/// What one round asks of one peer: indices into the prefix and where the peer has them.
-type Plan = BTreeMap<OwnerId, Vec<(usize, Location)>>;
-
-/// A fetched block: its index, buffer and checksum.
-type Arrived = (usize, WriteSlot, Checksum);
+/// A fetch that this load waits for.
+struct Awaited {
+    fetch: Arc<Fetch>,
+    places: Places,
+    /// Another load began it.
+    joined: bool,
+    /// When it should be done, if that can be told.
+    expected: Option<Instant>,
+    /// It takes so long that its blocks may be asked of others too.
+    late: bool,
+}
 
 /// One load, from start to end.
 pub(crate) struct Load {
     shared: Arc<Shared>,
     keys: Arc<[BlockKey]>,
     deadline: Instant,
+    /// Seconds that computing a block takes, if the engine told.
+    recompute: Option<f64>,
     pins: Vec<Option<ReadSlot>>,
-    /// Blocks that were fetched by this load.
+    /// Blocks that were fetched.
     fetched: Vec<bool>,
-    /// Owners that failed this load in some way.
+    /// How often each block was asked for.
+    attempts: Vec<u8>,
+    /// Why each block is not here.
+    reasons: Vec<Miss>,
+    /// Blocks from here on are not fetched, as computing them is faster.
+    limit: usize,
+    /// Slots have run out.
+    full: bool,
+    holders: Vec<Holder>,
+    rounds: usize,
+    /// Owners that did not answer this load.
     failed: Vec<OwnerId>,
-    /// Why the first block that is missing is missing.
-    reason: Miss,
+    /// Where blocks turned out not to be.
+    refused: HashSet<(OwnerId, usize, Location)>,
+    awaited: BTreeMap<u64, Awaited>,
+    landings: FuturesUnordered<BoxFuture<'static, u64>>,
 }
 
 impl Load {
-    pub(crate) fn new(shared: Arc<Shared>, keys: Arc<[BlockKey]>, deadline: Instant) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        keys: Arc<[BlockKey]>,
+        deadline: Instant,
+        recompute: Option<Duration>,
+    ) -> Self {
         let blocks = keys.len();
         Self {
             shared,
             keys,
             deadline,
+            recompute: recompute.map(|time| time.as_secs_f64()),
             pins: std::iter::repeat_with(|| None).take(blocks).collect(),
             fetched: vec![false; blocks],
+            attempts: vec![0; blocks],
+            reasons: vec![Miss::Absent; blocks],
+            limit: blocks,
+            full: false,
+            holders: Vec::new(),
+            rounds: 0,
             failed: Vec::new(),
-            reason: Miss::Absent,
+            refused: HashSet::new(),
+            awaited: BTreeMap::new(),
+            landings: FuturesUnordered::new(),
         }
     }
 
     /// Runs the load to its end.
     pub(crate) async fn run(mut self) -> Held {
-        self.pin_local().await;
-        for _ in 0..ROUNDS_MAX {
-            if self.pins.iter().all(Option::is_some) {
-                break;
-            }
-            if Instant::now() >= self.deadline {
-                self.reason = Miss::Deadline;
-                break;
-            }
-            let plan = self.plan();
-            if plan.is_empty() {
-                break;
-            }
-            if !self.fetch(plan).await {
-                break;
-            }
+        let all: Vec<usize> = (0..self.keys.len()).collect();
+        self.pin_local(&all).await;
+        if self.first_missing() < self.limit {
+            self.look_around();
+            self.fetch().await;
         }
         self.finish()
     }
 
-    /// Pins and verifies what this node holds.
-    async fn pin_local(&mut self) {
-        let found = self.shared.core.find(&self.keys);
-        for (i, location) in found.into_iter().enumerate() {
+    /// The first block that is not here.
+    fn first_missing(&self) -> usize {
+        let here = self.pins.iter().take_while(|pin| pin.is_some());
+        here.count()
+    }
+
+    /// Pins and verifies those of the blocks that this node holds.
+    async fn pin_local(&mut self, blocks: &[usize]) {
+        let keys: Vec<BlockKey> = blocks.iter().map(|i| self.keys[*i]).collect();
+        let found = self.shared.core.find(&keys);
+        for (i, location) in blocks.iter().zip(found) {
             let Some(location) = location else { continue };
-            if self.pins[i].is_some() {
-                continue;
-            }
-            let Ok(slot) = self.shared.tier.pin(location, self.keys[i]) else {
+            let Ok(slot) = self.shared.tier.pin(location, self.keys[*i]) else {
                 continue;
             };
             if slot.verify() {
-                self.pins[i] = Some(slot);
+                self.pins[*i] = Some(slot);
             } else {
-                self.shared.counters.local_corrupt.increment(1);
-                tracing::warn!(key = %self.keys[i], "a block here changed its bytes; dropped");
-                self.shared
-                    .core
-                    .drop_corrupt(self.shared.now(), slot, &*self.shared.tier);
-                self.reason = Miss::Corrupt;
+                self.shared.drop_corrupt(slot);
+                self.reasons[*i] = Miss::Corrupt;
             }
             // Hashing a block takes up to a millisecond: let other tasks run in between.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Who could give the missing blocks: the longest runs first, without owners that failed.
-    fn plan(&mut self) -> Plan {
-        let table = self.shared.peers.table();
-        let mut excluded = table.excluded;
-        self.failed.iter().for_each(|owner| excluded.insert(*owner));
-        let options = MatchOptions {
-            prefer: Some(self.shared.own),
-            exclude: &excluded,
-        };
-        let mut found = PrefixMatch::default();
-        self.shared
-            .snapshot
-            .match_prefix(&self.keys, &options, &mut found);
-        let mut plan = Plan::new();
-        let mut locations = Vec::new();
-        for run in &found.runs {
-            if run.owner == self.shared.own || !has_missing(&self.pins, run) {
-                continue;
+    /// Looks for owners of what is missing; says whether there is one of the first such block.
+    fn look_around(&mut self) -> bool {
+        if self.rounds == ROUNDS_MAX {
+            return false;
+        }
+        self.rounds += 1;
+        let missing: Vec<bool> = self.pins.iter().map(Option::is_none).collect();
+        self.holders = sources::find(&self.shared, &self.keys, &missing, &self.failed);
+        for holder in &mut self.holders {
+            for (index, location) in holder.locations.iter_mut().enumerate() {
+                let refused = |at| self.refused.contains(&(holder.owner, index, at));
+                *location = location.filter(|at| !refused(*at));
             }
-            locations.clear();
-            self.shared
-                .snapshot
-                .locate(&self.keys, *run, &mut locations);
-            let wants = plan.entry(run.owner).or_default();
-            for (i, location) in (run.start..run.start + run.len).zip(&locations) {
-                if self.pins[i].is_none()
-                    && let Some(location) = location
-                {
-                    wants.push((i, *location));
+        }
+        self.askable(self.first_missing()) != 0
+    }
+
+    /// Who may be asked for the block, whether or not it is under way.
+    fn askable(&self, index: usize) -> Holders {
+        if self.pins[index].is_some() || self.attempts[index] == ATTEMPTS_MAX {
+            return 0;
+        }
+        sources::holders(&self.holders, index)
+    }
+
+    /// Fetches until there is nothing left that could come.
+    async fn fetch(&mut self) {
+        while self.first_missing() < self.limit {
+            let front = self.first_missing();
+            if Instant::now() >= self.deadline {
+                self.reasons[front] = Miss::Deadline;
+                return;
+            }
+            let weigh_again = self.weigh();
+            let late_next = self.ask().await;
+            let front = self.first_missing();
+            if front >= self.limit {
+                return;
+            }
+            if !self.is_awaited(front) && (self.full || self.askable(front) == 0) {
+                if self.full {
+                    self.reasons[front] = Miss::NoSpace;
+                    return;
                 }
-            }
-        }
-        plan.retain(|_, wants| !wants.is_empty());
-        plan
-    }
-
-    /// Fetches what was planned, from all peers at once; says whether another round makes sense.
-    async fn fetch(&mut self, plan: Plan) -> bool {
-        let count = plan.values().map(Vec::len).sum();
-        let shared = self.shared.clone();
-        let resets = shared.core.resets();
-        let mut slots = shared
-            .core
-            .reserve(shared.now(), count, &*shared.tier, &shared.counters)
-            .into_iter();
-        let table = Arc::clone(&shared.peers.table());
-        let mut fetches = Vec::new();
-        // Slots go to the earliest blocks first: those are the useful ones.
-        let mut order: Vec<(usize, OwnerId, Location)> = plan
-            .into_iter()
-            .flat_map(|(owner, wants)| wants.into_iter().map(move |(i, at)| (i, owner, at)))
-            .collect();
-        order.sort_unstable_by_key(|(i, ..)| *i);
-        let short = slots.len() < count;
-        let mut wants: BTreeMap<OwnerId, (Vec<usize>, Vec<Want>)> = BTreeMap::new();
-        for ((i, owner, location), into) in order.into_iter().zip(&mut slots) {
-            let (indices, list) = wants.entry(owner).or_default();
-            indices.push(i);
-            list.push(Want {
-                location,
-                key: self.keys[i],
-                into,
-            });
-        }
-        if short {
-            self.reason = Miss::NoSpace;
-        }
-        for (owner, (indices, list)) in wants {
-            fetches.push(self.fetch_from(owner, &table, indices, list));
-        }
-        let mut arrived: Vec<Arrived> = Vec::new();
-        for (owner, indices, fetched) in join_all(fetches).await {
-            arrived.extend(self.sort_out(owner, indices, fetched));
-        }
-        self.keep(arrived, resets);
-        self.pin_local().await;
-        !short
-    }
-
-    /// The fetch from one peer.
-    fn fetch_from(
-        &self,
-        owner: OwnerId,
-        table: &PeerTable,
-        indices: Vec<usize>,
-        wants: Vec<Want>,
-    ) -> impl Future<Output = (OwnerId, Vec<usize>, Vec<Fetched>)> + use<> {
-        let shared = self.shared.clone();
-        let peer = table.peers.get(&owner);
-        let endpoints = peer.map_or_else(Vec::new, |peer| peer.endpoints.clone());
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let patience: Duration = left.min(shared.config.fetch_timeout);
-        async move {
-            let fetched = fetch_by_any(&shared, &endpoints, wants, patience).await;
-            (owner, indices, fetched)
-        }
-    }
-
-    /// Counts the outcomes of one peer's fetch and returns what arrived.
-    fn sort_out(
-        &mut self,
-        owner: OwnerId,
-        indices: Vec<usize>,
-        fetched: Vec<Fetched>,
-    ) -> Vec<Arrived> {
-        let counters = &self.shared.counters;
-        let mut arrived = Vec::new();
-        let (mut failed, mut unreachable) = (None, false);
-        for (i, fetched) in indices.into_iter().zip(fetched) {
-            let (counter, reason) = match fetched.outcome {
-                FetchOutcome::Fetched(checksum) => {
-                    counters
-                        .fetched_bytes
-                        .increment(fetched.into.bytes().len() as u64);
-                    arrived.push((i, fetched.into, checksum));
+                if self.look_around() {
                     continue;
                 }
-                FetchOutcome::Stale => (&counters.fetched_stale, Miss::Stale),
-                FetchOutcome::Corrupt => (&counters.fetched_corrupt, Miss::Corrupt),
-                FetchOutcome::Unreachable => {
-                    unreachable = true;
-                    (&counters.fetched_unreachable, Miss::Unreachable)
-                }
-            };
-            counter.increment(1);
-            failed = failed.or(Some(reason));
+                return;
+            }
+            let due = [weigh_again, late_next].into_iter().flatten();
+            let due = due.fold(self.deadline, Instant::min);
+            tokio::select! {
+                biased;
+                Some(id) = self.landings.next() => self.land(id).await,
+                () = sleep_until(due) => {}
+            }
+            while let Some(Some(id)) = self.landings.next().now_or_never() {
+                self.land(id).await;
+            }
         }
-        let now = self.shared.now();
-        if unreachable {
-            self.shared.peers.failed(now, owner);
-        } else {
-            self.shared.peers.succeeded(now, owner);
-        }
-        if let Some(reason) = failed {
-            self.failed.push(owner);
-            self.reason = reason;
-        }
-        arrived
     }
 
-    /// Fetched blocks become blocks of this node: new replicas for the cluster. The transport has
-    /// verified their bytes, so they are pinned as they are. After a reset that came meanwhile they
-    /// are not kept.
-    fn keep(&mut self, mut arrived: Vec<Arrived>, resets: u64) {
-        arrived.sort_unstable_by_key(|(i, ..)| *i);
-        arrived.iter().for_each(|(i, ..)| self.fetched[*i] = true);
-        let Shared { core, tier, .. } = &*self.shared;
-        let now = self.shared.now();
-        for (i, location) in core.commit_fetched(now, &self.keys, arrived, &**tier, resets) {
-            self.pins[i] = tier.pin(location, self.keys[i]).ok();
+    fn is_awaited(&self, index: usize) -> bool {
+        let brings = |awaited: &Awaited| awaited.places.iter().any(|(_, i)| *i == index);
+        self.awaited.values().any(brings)
+    }
+
+    /// Asks for as much as may be under way at a time. Says when a fetch will be late, if none comes.
+    async fn ask(&mut self) -> Option<Instant> {
+        loop {
+            let sources = self.sources();
+            let wanted = self.wanted();
+            let bytes = self.block_bytes();
+            match plan::next_piece(&sources, &wanted, bytes) {
+                Some(piece) if !self.full => {
+                    let claim = self.claim(&piece);
+                    self.take(&sources[piece.source], &piece, claim).await;
+                }
+                _ => {
+                    let open = wanted.iter().fold(0, |all, holders| all | holders);
+                    let (found, next) = self.find_late(&sources, open);
+                    if !found {
+                        return next;
+                    }
+                }
+            }
+        }
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.shared.tier.shape().block_bytes
+    }
+
+    /// The owners as they are now.
+    fn sources(&self) -> Vec<Source> {
+        let now = Instant::now();
+        let source = |holder: &Holder| {
+            let asked = self.awaited.values();
+            let asked = asked.filter(|awaited| awaited.fetch.owner == holder.owner);
+            let own = asked.clone().map(|awaited| awaited.fetch.bytes).sum();
+            let mut source = holder.source(own, asked.clone().count());
+            for awaited in asked.filter(|awaited| awaited.is_overdue(now)) {
+                let age = now.duration_since(awaited.fetch.begun).as_secs_f64();
+                source.hope = source.hope.min(awaited.fetch.bytes as f64 / age);
+            }
+            source
+        };
+        self.holders.iter().map(source).collect()
+    }
+
+    /// Who may be asked for each block now; nobody for what is under way. Ends where nothing can be
+    /// had any more, as what comes after that is of no use.
+    fn wanted(&self) -> Vec<Holders> {
+        let mut wanted: Vec<Holders> = (0..self.limit).map(|i| self.askable(i)).collect();
+        let hopeless = |i: &usize| self.pins[*i].is_none() && wanted[*i] == 0;
+        let mut end = (0..self.limit).filter(|i| hopeless(i) && !self.is_awaited(*i));
+        let end = end.next().unwrap_or(self.limit);
+        for awaited in self.awaited.values() {
+            let owner = awaited.fetch.owner;
+            let place = self.holders.iter().position(|h| h.owner == owner);
+            let its = place.map_or(0, plan::bit);
+            for (_, index) in awaited.places.iter().filter(|(_, i)| *i < self.limit) {
+                wanted[*index] &= if awaited.late { !its } else { 0 };
+            }
+        }
+        wanted.truncate(end);
+        wanted
+    }
+
+    /// Sees to it that a piece comes.
+    fn claim(&self, piece: &Piece) -> Claim {
+        let holder = &self.holders[piece.source];
+        let at = |index: &usize| Some((*index, holder.locations[*index]?));
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        // An eighth is kept for asking someone else.
+        let patience = (left - left / 8).min(self.shared.config.fetch_timeout);
+        let order = Order {
+            keys: &self.keys,
+            blocks: piece.blocks.iter().filter_map(at).collect(),
+            owner: holder.owner,
+            peer: &holder.peer,
+            patience,
+            late: &|id| self.awaited.get(&id).is_some_and(|awaited| awaited.late),
+        };
+        fetch::claim(&self.shared, order)
+    }
+
+    /// Waits from now on for the fetches that bring a piece.
+    async fn take(&mut self, source: &Source, piece: &Piece, claim: Claim) {
+        for index in &piece.blocks {
+            self.attempts[*index] += 1;
+        }
+        for (fetch, places) in claim.fetches {
+            let id = fetch.id;
+            if let Some(awaited) = self.awaited.get_mut(&id) {
+                awaited.places.extend(places);
+                continue;
+            }
+            let mut landed = fetch.landed.clone();
+            self.landings.push(Box::pin(async move {
+                // It fails only if nobody waits for the fetch any more.
+                let _ = landed.wait_for(Option::is_some).await;
+                id
+            }));
+            let joined = claim.started != Some(id);
+            let takes = source.takes(fetch.bytes as f64);
+            let takes = Duration::try_from_secs_f64(takes * LATE_FACTOR);
+            let takes = takes.unwrap_or(Duration::MAX).saturating_add(LATE_SLACK);
+            let expected = fetch.begun.checked_add(takes);
+            let expected = expected.filter(|_| source.known && !joined);
+            let awaited = Awaited {
+                fetch,
+                places,
+                joined,
+                expected,
+                late: false,
+            };
+            self.awaited.insert(id, awaited);
+        }
+        self.full |= claim.short;
+        self.pin_local(&claim.here).await;
+    }
+
+    /// Marks fetches as late whose blocks others would bring much sooner, who have nothing else to do
+    /// as they are not among those that are `open` to be asked. Says whether there is one, and when
+    /// the next might be.
+    fn find_late(&mut self, sources: &[Source], open: Holders) -> (bool, Option<Instant>) {
+        let now = Instant::now();
+        let (mut found, mut next) = (false, None);
+        let late: Vec<(u64, Duration)> = self
+            .awaited
+            .iter()
+            .filter(|(_, awaited)| !awaited.late && !self.full)
+            .filter_map(|(id, awaited)| Some((*id, self.elsewhere(awaited, sources, open)?)))
+            .collect();
+        for (id, elsewhere) in late {
+            let Some(awaited) = self.awaited.get_mut(&id) else {
+                continue;
+            };
+            let margin = elsewhere.saturating_mul(2) + LATE_SLACK;
+            let begun = awaited.fetch.begun;
+            let left = match awaited.expected.filter(|at| *at > now) {
+                Some(at) => at - now,
+                // It takes at least as long again as it did so far.
+                None => now - begun,
+            };
+            if left >= margin {
+                awaited.late = true;
+                found = true;
+            } else {
+                let at = begun + margin;
+                let at = awaited.expected.map_or(at, |expected| at.max(expected));
+                next = next.into_iter().chain([at]).min();
+            }
+        }
+        (found, next)
+    }
+
+    /// How long it would take others to bring what a fetch brings, if one of them has time.
+    fn elsewhere(&self, awaited: &Awaited, sources: &[Source], open: Holders) -> Option<Duration> {
+        let missing = awaited.places.iter().map(|(_, index)| *index);
+        let mut missing = missing.filter(|i| *i < self.limit && self.askable(*i) != 0);
+        let first = missing.next()?;
+        let bytes = (missing.count() + 1) * self.block_bytes();
+        let askable = self.askable(first);
+        let others = sources.iter().enumerate().filter(|(place, _)| {
+            let owner = self.holders[*place].owner;
+            askable & plan::bit(*place) != 0 && owner != awaited.fetch.owner
+        });
+        let idle = |place: usize| sources[place].has_room() && open & plan::bit(place) == 0;
+        let idle = others.clone().any(|(place, _)| idle(place));
+        let others = others.filter(|(_, source)| source.is_eligible());
+        let rate: f64 = others.map(|(_, source)| source.rate).sum();
+        idle.then(|| Duration::from_secs_f64(bytes as f64 / rate))
+    }
+
+    /// Stops at the block from which on computing is faster, if the engine told how fast it is. Says
+    /// when to look again.
+    fn weigh(&mut self) -> Option<Instant> {
+        let recompute = self.recompute?;
+        let sources = self.sources();
+        let block = |i: usize| match self.askable(i) {
+            0 if self.pins[i].is_some() || self.is_awaited(i) => Block::Here,
+            holders => Block::From(holders),
+        };
+        let blocks: Vec<Block> = (0..self.limit).map(block).collect();
+        let cut = plan::worth(&sources, &blocks, self.block_bytes(), recompute);
+        let possible = blocks.iter().position(|block| *block == Block::From(0));
+        if cut < possible.unwrap_or(self.limit) {
+            self.limit = cut;
+            self.reasons[cut] = Miss::Recompute;
+            self.let_go();
+        }
+        let left = recompute * (self.limit - self.first_missing().min(self.limit)) as f64;
+        let pause = Duration::from_secs_f64(left / 8.0);
+        Some(Instant::now() + pause.max(WEIGH_PAUSE_MIN))
+    }
+
+    /// Gives up fetches of which nothing is needed any more.
+    fn let_go(&mut self) {
+        let (pins, limit) = (&self.pins, self.limit);
+        let needed = |index: usize| index < limit && pins[index].is_none();
+        let needs = |awaited: &Awaited| awaited.places.iter().any(|(_, i)| needed(*i));
+        self.awaited.retain(|_, awaited| needs(awaited));
+    }
+
+    /// Takes what a fetch brought.
+    async fn land(&mut self, id: u64) {
+        let Some(awaited) = self.awaited.remove(&id) else {
+            return;
+        };
+        let (arrivals, ran_out) = match &*awaited.fetch.landed.borrow() {
+            Some(landed) => (landed.arrivals.clone(), landed.ran_out),
+            None => (Vec::new(), false),
+        };
+        let lost = Arrival::Failed(FetchOutcome::Unreachable);
+        let fetch = &awaited.fetch;
+        // Another load's deadline is no reason to give an owner up.
+        let hasty = fetch.rushed && ran_out;
+        if arrivals.iter().all(|arrival| *arrival == lost) && !(awaited.joined && hasty) {
+            self.leave_out(fetch.owner);
+        }
+        let mut spare = Vec::new();
+        for (place, index) in &awaited.places {
+            if self.pins[*index].is_some() {
+                continue;
+            }
+            match arrivals.get(*place).unwrap_or(&lost) {
+                Arrival::New(location) => {
+                    let pin = self.shared.tier.pin(*location, self.keys[*index]);
+                    self.pins[*index] = pin.ok();
+                    self.fetched[*index] = true;
+                }
+                Arrival::Spare => spare.push(*index),
+                Arrival::Failed(outcome) => {
+                    self.note(fetch.owner, *index, *outcome);
+                    if hasty && *outcome == FetchOutcome::Unreachable {
+                        self.reasons[*index] = Miss::Deadline;
+                    }
+                }
+            }
+        }
+        self.pin_local(&spare).await;
+        for index in spare {
+            self.fetched[index] = self.pins[index].is_some();
+        }
+        self.let_go();
+    }
+
+    /// The owner did not answer: it is not asked again in this load.
+    fn leave_out(&mut self, owner: OwnerId) {
+        self.failed.push(owner);
+        self.holders.retain(|holder| holder.owner != owner);
+    }
+
+    /// A block did not come from `owner`.
+    fn note(&mut self, owner: OwnerId, index: usize, outcome: FetchOutcome) {
+        let (reason, gone) = match outcome {
+            FetchOutcome::Stale => (Miss::Stale, true),
+            FetchOutcome::Corrupt => (Miss::Corrupt, true),
+            FetchOutcome::Fetched(_) | FetchOutcome::Unreachable => (Miss::Unreachable, false),
+        };
+        self.reasons[index] = reason;
+        let holder = self.holders.iter_mut().find(|h| h.owner == owner);
+        if let Some(holder) = holder.filter(|_| gone)
+            && let Some(location) = holder.locations[index].take()
+        {
+            self.refused.insert((owner, index, location));
         }
     }
 
@@ -269,8 +483,14 @@ impl Load {
         counters.hit_local.increment(local as u64);
         counters.hit_remote.increment(remote as u64);
         if pins.len() < asked {
-            counters.missed(self.reason, 1);
+            counters.missed(self.reasons[pins.len()], 1);
             counters.missed(Miss::Broken, asked - pins.len() - 1);
+        }
+        if self.limit < asked {
+            counters.stopped_loads.increment(1);
+            counters
+                .stopped_blocks
+                .increment((asked - pins.len()) as u64);
         }
         self.shared.core.touch(&self.keys[..pins.len()]);
         let blocks = pins
@@ -292,53 +512,9 @@ impl Load {
     }
 }
 
-/// Fetches through the first endpoint, and what it does not reach through the next ones: memory that
-/// should be shared may not be, between containers for instance.
-async fn fetch_by_any(
-    shared: &Shared,
-    endpoints: &[Endpoint],
-    wants: Vec<Want>,
-    patience: Duration,
-) -> Vec<Fetched> {
-    let until = Instant::now() + patience;
-    let named: Vec<_> = wants.iter().map(|want| (want.location, want.key)).collect();
-    let mut fetched: Vec<Fetched> = wants.into_iter().map(unreached).collect();
-    for at in endpoints {
-        let left = until.saturating_duration_since(Instant::now());
-        let is_open = |got: &Fetched| got.outcome == FetchOutcome::Unreachable;
-        if left.is_zero() || !fetched.iter().any(is_open) {
-            break;
-        }
-        let all = fetched.into_iter().enumerate();
-        let (open, mut done): (Vec<_>, Vec<_>) = all.partition(|(_, got)| is_open(got));
-        let places: Vec<usize> = open.iter().map(|(place, _)| *place).collect();
-        let wants = open.into_iter().map(|(place, got)| {
-            let (location, key) = named[place];
-            let into = got.into;
-            Want {
-                location,
-                key,
-                into,
-            }
-        });
-        let transport = &shared.transports[at.transport];
-        let again = transport.fetch(&at.uri, wants.collect(), left).await;
-        done.extend(places.into_iter().zip(again));
-        done.sort_unstable_by_key(|(place, _)| *place);
-        fetched = done.into_iter().map(|(_, got)| got).collect();
+impl Awaited {
+    /// Whether it should have been here by now, as far as anyone knows.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.expected.is_none_or(|at| at < now) && now > self.fetch.begun
     }
-    fetched
-}
-
-fn unreached(want: Want) -> Fetched {
-    Fetched {
-        outcome: FetchOutcome::Unreachable,
-        into: want.into,
-    }
-}
-
-fn has_missing(pins: &[Option<ReadSlot>], run: &OwnerRun) -> bool {
-    pins[run.start..run.start + run.len]
-        .iter()
-        .any(Option::is_none)
 }

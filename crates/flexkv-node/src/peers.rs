@@ -10,20 +10,55 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use flexkv_index::{OwnerId, OwnerSet};
 
+use crate::plan::Distance;
+use crate::rates::{Link, Speed};
+
 /// How to reach one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) name: String,
+    pub(crate) distance: Distance,
     /// Its endpoints that our transports reach, in the order of our transports: the best one first.
     pub(crate) endpoints: Vec<Endpoint>,
 }
 
+impl Peer {
+    /// How fast it is over the endpoint that works, and how busy over all of them.
+    pub(crate) fn speed(&self) -> Speed {
+        let speeds = self.endpoints.iter().map(|endpoint| endpoint.link.speed());
+        Speed {
+            rate: speeds.clone().find_map(|speed| speed.rate),
+            in_flight: speeds.map(|speed| speed.in_flight).sum(),
+        }
+    }
+
+    /// How long it takes for so many bytes more, if its speed is known.
+    pub(crate) fn takes(&self, bytes: u64) -> Option<Duration> {
+        let speed = self.speed();
+        let seconds = (speed.in_flight + bytes) as f64 / speed.rate?;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
 /// An endpoint and the transport for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     /// Index into the node's transports.
     pub(crate) transport: usize,
     pub(crate) uri: String,
+    /// What is known of its speed; stays when the table is replaced.
+    pub(crate) link: Arc<Link>,
+}
+
+impl Endpoint {
+    /// An endpoint that nothing is known of.
+    pub(crate) fn new(transport: usize, uri: String) -> Self {
+        Self {
+            transport,
+            uri,
+            link: Arc::default(),
+        }
+    }
 }
 
 /// The table that readers see.
@@ -66,8 +101,17 @@ impl Peers {
     }
 
     /// Replaces the peers by those of the follower.
-    pub(crate) fn update(&self, now: Duration, peers: BTreeMap<OwnerId, Peer>) {
+    pub(crate) fn update(&self, now: Duration, mut peers: BTreeMap<OwnerId, Peer>) {
         let mut failing = self.failing();
+        let table = self.table.load();
+        let known = table.peers.values().flat_map(|peer| &peer.endpoints);
+        let known: BTreeMap<&str, &Arc<Link>> =
+            known.map(|at| (at.uri.as_str(), &at.link)).collect();
+        for endpoint in peers.values_mut().flat_map(|peer| &mut peer.endpoints) {
+            if let Some(link) = known.get(endpoint.uri.as_str()) {
+                endpoint.link = Arc::clone(link);
+            }
+        }
         failing.retain(|owner, _| peers.contains_key(owner));
         self.publish(now, &failing, peers);
     }

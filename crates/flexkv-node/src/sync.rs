@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::core::State;
 use crate::peers::{Endpoint, Peer};
+use crate::plan::Distance;
 use crate::reset;
 use crate::{Node, Shared};
 
@@ -318,11 +319,21 @@ fn peer(shared: &Shared, record: &NodeRecord) -> Peer {
     let endpoints = endpoints.filter_map(|(transport, ours)| {
         let mut offered = record.info.endpoints().iter();
         let uri = offered.find(|uri| ours.reaches(uri))?.clone();
-        Some(Endpoint { transport, uri })
+        Some(Endpoint::new(transport, uri))
     });
-    let endpoints = endpoints.collect();
+    let endpoints: Vec<Endpoint> = endpoints.collect();
+    let ours = &shared.config.locality;
+    let local = |at: &Endpoint| shared.transports[at.transport].is_local();
+    let distance = if endpoints.iter().any(local) {
+        Distance::Host
+    } else if !ours.is_empty() && record.info.locality() == ours {
+        Distance::Near
+    } else {
+        Distance::Far
+    };
     Peer {
         name: record.info.node().to_string(),
+        distance,
         endpoints,
     }
 }

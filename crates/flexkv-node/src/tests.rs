@@ -1,5 +1,7 @@
 //! Nodes over in-memory ports: what an engine sees when things go well, and when they do not.
 
+mod fetching;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +11,8 @@ use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
 use flexkv_ports::conformance::{self, CacheUnderTest};
 use flexkv_ports::{
     BlockTier, BoxFuture, Faults, FaultyTransport, FetchOutcome, Fetched, Filled, HeapHub,
-    HeapStore, HeapTier, HeapTransport, KvCache, LoadStatus, Loaded, TierShape, TransportFaults,
-    Want,
+    HeapStore, HeapTier, HeapTransport, KvCache, LoadStatus, Loaded, Suspect, Ticket, TierShape,
+    TransportFaults, Want, suspects,
 };
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
@@ -43,26 +45,28 @@ impl World {
     }
 
     fn node(&self, name: &str, slots: u32) -> TestNode {
-        self.node_with(name, slots, None)
+        self.node_with(name, slots, Spec::default())
     }
 
-    /// A node that is also served at a `near` endpoint and prefers `near`, if there is one.
-    fn node_with(&self, name: &str, slots: u32, near: Option<Arc<Near>>) -> TestNode {
+    fn node_with(&self, name: &str, slots: u32, spec: Spec) -> TestNode {
         let shape = TierShape {
             tier: Tier::Host,
             slots,
-            block_bytes: BLOCK_BYTES,
+            block_bytes: spec.block_bytes,
         };
         let tier = Arc::new(HeapTier::new(shape));
+        let (tell, told) = suspects();
         let endpoint = self.hub.register(name, tier.clone());
+        self.hub.register_suspects(name, tell);
         let faults = Faults::new(1);
         let transport = FaultyTransport::new(HeapTransport::new(self.hub.clone()), faults.clone());
         let config = NodeConfig {
             endpoints: vec![endpoint.clone(), endpoint.replace("mem:", "near:")],
+            locality: spec.locality.to_owned(),
             ..NodeConfig::new(name.parse().expect("a name"), NAMESPACE)
         };
         let seed = name.bytes().map(u64::from).sum();
-        let near = near.map(|near| near as Arc<dyn Transport>);
+        let near = spec.near.map(|near| near as Arc<dyn Transport>);
         let far: Arc<dyn Transport> = Arc::new(transport);
         let ports = NodePorts {
             tier: tier.clone(),
@@ -73,12 +77,31 @@ impl World {
         let recorder = DebuggingRecorder::new();
         let metrics = recorder.snapshotter();
         let node = Node::start(config, ports, &recorder).expect("a valid configuration");
+        node.heed(told);
         TestNode {
             node,
             tier,
             faults,
             metrics,
             counted: Mutex::default(),
+        }
+    }
+}
+
+/// What a node has that most have not.
+struct Spec {
+    block_bytes: usize,
+    locality: &'static str,
+    /// A transport that it prefers to the usual one.
+    near: Option<Arc<Near>>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            block_bytes: BLOCK_BYTES,
+            locality: "",
+            near: None,
         }
     }
 }
@@ -125,7 +148,7 @@ impl TestNode {
         let mut filled = Vec::new();
         for (index, slot) in grant.slots.iter().enumerate() {
             let Some(slot) = slot else { continue };
-            slot.write(0, &content(keys[first + index]));
+            slot.write(0, &content(keys[first + index], slot.len()));
             filled.push(Filled {
                 index,
                 checksum: slot.checksum(),
@@ -148,7 +171,7 @@ impl TestNode {
         let loaded = self.node.wait(hit.ticket).await.expect("wait");
         for (key, block) in keys.iter().zip(&loaded.blocks) {
             assert_eq!(block.key, *key);
-            assert_eq!(block.bytes.to_vec(), content(*key));
+            assert_eq!(block.bytes.to_vec(), content(*key, block.bytes.len()));
         }
         self.node.release(hit.ticket).await.expect("release");
         loaded
@@ -209,8 +232,8 @@ fn keys(prompt: u64, count: u64) -> Vec<BlockKey> {
     (1..=count).map(|i| BlockKey::from_u128(mix(i))).collect()
 }
 
-fn content(key: BlockKey) -> Vec<u8> {
-    key.to_bytes().repeat(BLOCK_BYTES / 16)
+fn content(key: BlockKey, bytes: usize) -> Vec<u8> {
+    key.to_bytes().repeat(bytes / 16)
 }
 
 #[tokio::test(start_paused = true)]
@@ -497,7 +520,7 @@ async fn two_nodes_with_one_name_are_two_owners() {
     let prompt = keys(1, 3);
     let grant = twin.store(&prompt, 0).await.expect("store");
     let filled = |(index, slot): (usize, &Option<flexkv_ports::MemorySlice>)| {
-        let bytes = content(prompt[index]);
+        let bytes = content(prompt[index], BLOCK_BYTES);
         slot.as_ref().expect("granted").write(0, &bytes);
         Filled {
             index,
@@ -519,7 +542,11 @@ async fn what_the_best_endpoint_does_not_reach_comes_through_the_next_one() {
         asked: AtomicUsize::new(0),
     });
     let a = world.node("a", 16);
-    let b = world.node_with("b", 16, Some(near.clone()));
+    let spec = Spec {
+        near: Some(near.clone()),
+        ..Spec::default()
+    };
+    let b = world.node_with("b", 16, spec);
     let keys: Vec<BlockKey> = (1..=6).map(BlockKey::from_u128).collect();
     a.store(&keys, 0).await;
     b.sees(&keys, 6).await;

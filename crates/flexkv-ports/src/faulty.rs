@@ -7,7 +7,7 @@
 mod store;
 mod transport;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -83,7 +83,14 @@ struct Board {
     store: StoreFaults,
     transport: TransportFaults,
     cut: BTreeSet<String>,
+    slow: BTreeMap<String, Arc<Wire>>,
     injected: u64,
+}
+
+/// What a slow endpoint's blocks come through, one after the other.
+struct Wire {
+    bytes_per_second: f64,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Faults {
@@ -94,6 +101,7 @@ impl Faults {
             store: StoreFaults::default(),
             transport: TransportFaults::default(),
             cut: BTreeSet::new(),
+            slow: BTreeMap::new(),
             injected: 0,
         };
         Self {
@@ -127,12 +135,23 @@ impl Faults {
         }
     }
 
+    /// Lets transports take blocks from one endpoint at this speed in all, from the next fetch on.
+    /// Blocks that have come by a fetch's deadline count; the others are `Unreachable`.
+    pub fn set_speed(&self, endpoint: &str, bytes_per_second: f64) {
+        let wire = Arc::new(Wire {
+            bytes_per_second,
+            turn: tokio::sync::Mutex::default(),
+        });
+        self.board().slow.insert(endpoint.to_owned(), wire);
+    }
+
     /// Makes everything work again, without delay.
     pub fn quiet(&self) {
         let mut board = self.board();
         board.store = StoreFaults::default();
         board.transport = TransportFaults::default();
         board.cut.clear();
+        board.slow.clear();
         drop(board);
         self.set_down(false);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Location};
 use futures_util::future::BoxFuture;
 
-use crate::WriteSlot;
+use crate::{Suspect, WriteSlot};
 
 /// One block to fetch.
 #[derive(Debug)]
@@ -55,6 +55,11 @@ pub trait Transport: Send + Sync + 'static {
         scheme == Some(self.scheme())
     }
 
+    /// Whether the peers it reaches are on this host, so that what they send crosses no network.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Fetches `wants` from the peer at `endpoint` within `deadline`. The answer has one entry per
     /// want, in order. Blocks are independent: one may fail and the next arrive.
     /// Dropping the future cancels; buffers then return to their tier once no I/O touches them.
@@ -64,4 +69,9 @@ pub trait Transport: Send + Sync + 'static {
         wants: Vec<Want>,
         deadline: Duration,
     ) -> BoxFuture<'a, Vec<Fetched>>;
+
+    /// Tells the peer at `endpoint` that what came from there as `suspect` was not the block, so that
+    /// it looks at its own copy. Returns at once; what cannot be told is lost, as everything is over a
+    /// transport that carries no reports.
+    fn report(&self, _endpoint: &str, _suspect: Suspect) {}
 }

@@ -11,7 +11,7 @@ use flexkv_block::{BlockKey, Location};
 
 use super::choice::Chooser;
 use super::memory::Words;
-use super::owners::OwnerId;
+use super::owners::{OwnerId, OwnerSet};
 use super::segment::{Spans, View};
 use super::{MatchOptions, OwnerRun, PrefixMatch, Shared};
 
@@ -129,6 +129,28 @@ impl Shared {
         out.resize(wanted, None);
     }
 
+    /// See [`super::Snapshot::replicas`].
+    pub(super) fn replicas(&self, keys: &[BlockKey], exclude: &OwnerSet, out: &mut Vec<OwnerRun>) {
+        let usable = self.live.load().without(exclude);
+        let mut at = 0;
+        while at < keys.len() {
+            let filled = out.len();
+            let count = self.part(&keys[at..], |part| {
+                out.truncate(filled);
+                let runs = part.runs().filter(|run| usable.contains(run.owner));
+                out.extend(runs.map(|run| OwnerRun {
+                    start: at + run.start,
+                    ..run
+                }));
+                part.count
+            });
+            if count.is_none() {
+                out.truncate(filled);
+            }
+            at += count.unwrap_or(1);
+        }
+    }
+
     /// See [`super::Snapshot::holds`].
     pub(super) fn holds(&self, keys: &[BlockKey], owner: OwnerId, out: &mut Vec<bool>) {
         out.clear();
@@ -163,6 +185,16 @@ impl Part<'_> {
             }
         }
         out.resize(base + self.count.saturating_sub(skip), None);
+    }
+
+    /// Who holds which blocks of the part.
+    fn runs(&self) -> impl Iterator<Item = OwnerRun> {
+        let runs = self.spans.iter().map(|span| OwnerRun {
+            owner: span.owner,
+            start: span.start,
+            len: span.end.min(self.count).saturating_sub(span.start),
+        });
+        runs.filter(|run| run.len > 0)
     }
 
     /// Pushes for each block whether the owner holds it.

@@ -10,21 +10,19 @@ fn ms(n: u64) -> Duration {
 
 fn peers() -> Peers {
     let peers = Peers::new(ms(100), ms(300));
-    let endpoints = vec![Endpoint {
-        transport: 0,
-        uri: "mem://a".into(),
-    }];
-    peers.update(
-        ms(0),
-        BTreeMap::from([(
-            A,
-            Peer {
-                name: "a".into(),
-                endpoints,
-            },
-        )]),
-    );
+    peers.update(ms(0), table(&["mem://a"]));
     peers
+}
+
+/// A table with one peer at these endpoints.
+fn table(endpoints: &[&str]) -> BTreeMap<OwnerId, Peer> {
+    let endpoints = endpoints.iter().map(|uri| Endpoint::new(0, (*uri).into()));
+    let peer = Peer {
+        name: "a".into(),
+        distance: Distance::Far,
+        endpoints: endpoints.collect(),
+    };
+    BTreeMap::from([(A, peer)])
 }
 
 fn left_out(peers: &Peers) -> bool {
@@ -69,16 +67,21 @@ fn an_answer_forgives() {
 #[test]
 fn a_peer_without_common_transport_is_left_out_for_good() {
     let peers = Peers::new(ms(1), ms(1));
-    peers.update(
-        ms(0),
-        BTreeMap::from([(
-            A,
-            Peer {
-                name: "a".into(),
-                endpoints: Vec::new(),
-            },
-        )]),
-    );
+    peers.update(ms(0), table(&[]));
     peers.tick(ms(1000));
     assert!(left_out(&peers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_an_endpoint_stays_when_the_table_is_replaced() {
+    let peers = peers();
+    let link = || peers.table().peers[&A].endpoints[0].link.clone();
+    let delivery = link().begin(500);
+    tokio::time::advance(ms(500)).await;
+    delivery.arrived(500);
+    peers.update(ms(500), table(&["mem://new", "mem://a"]));
+    let speed = peers.table().peers[&A].speed();
+    assert_eq!(speed.rate, Some(1000.0), "of the endpoint that was used");
+    peers.update(ms(500), table(&["mem://new"]));
+    assert_eq!(link().speed().rate, None);
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flexkv_block::{Checksum, Location};
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::time::timeout;
 
 use super::{PATIENCE, block, eventually, key, put};
-use crate::{BlockTier, Eviction, FetchOutcome, Fetched, Transport, Want};
+use crate::{BlockTier, Eviction, FetchOutcome, Fetched, Suspect, Transport, Want};
 
 /// Slots of owner and reader.
 const SLOTS: u32 = 128;
@@ -44,6 +44,11 @@ pub trait TransportHarness {
         bytes.read(at, &mut byte);
         bytes.write(at, &[byte[0] ^ 0x10]);
     }
+
+    /// Waits for the next report at the owner; `None` if the transport carries none.
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        None
+    }
 }
 
 /// Checks a transport. `make(slots, block_bytes)` must give a new harness whose two tiers are empty
@@ -60,6 +65,7 @@ pub async fn transport<H: TransportHarness>(make: impl AsyncFn(u32, usize) -> H)
     survives_cancelled_fetches(&make(SLOTS, BYTES).await).await;
     ends_its_pins_at_the_owner(&make(SLOTS, BYTES).await).await;
     never_mixes_up_blocks_that_are_replaced(&make(SLOTS, BYTES).await).await;
+    tells_the_owner_what_came_damaged(&make(SLOTS, BYTES).await).await;
 }
 
 fn serves_the_scheme_of_its_endpoints(harness: &impl TransportHarness) {
@@ -210,6 +216,36 @@ async fn never_mixes_up_blocks_that_are_replaced(harness: &impl TransportHarness
         }
         stored = new;
     }
+}
+
+/// Reports arrive in order, whether or not the owner was asked for anything before; those to nobody
+/// do no harm.
+async fn tells_the_owner_what_came_damaged(harness: &impl TransportHarness) {
+    let stored = store(harness, 3);
+    let transport = harness.transport();
+    let suspect = |(location, n): (Location, u64)| Suspect {
+        location,
+        key: key(n),
+    };
+    transport.report(&harness.dead_endpoint(), suspect(stored[0]));
+    transport.report("no endpoint", suspect(stored[0]));
+    if harness.reported().is_none() {
+        return;
+    }
+    for round in 0..2 {
+        if round == 1 {
+            drop(fetch(harness, &stored).await);
+        }
+        for block in &stored {
+            transport.report(&harness.endpoint(), suspect(*block));
+        }
+        for block in &stored {
+            let reported = harness.reported().expect("it carries reports");
+            let told = timeout(PATIENCE, reported).await;
+            assert_eq!(told.expect("a report in time"), suspect(*block));
+        }
+    }
+    check(&fetch(harness, &stored).await[2], 2);
 }
 
 /// Stores blocks `0..count` at the owner.

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::conformance::{self, StoreUnderTest, TransportHarness};
 use crate::{
-    BlockTier, FetchOutcome, HeapHub, HeapStore, HeapTier, HeapTransport, LogCursor, LogEntry,
-    MetadataStore, StoreError, TierShape, Transport, Want,
+    BlockTier, BoxFuture, FetchOutcome, HeapHub, HeapStore, HeapTier, HeapTransport, LogCursor,
+    LogEntry, MetadataStore, StoreError, Suspect, SuspectReceiver, TierShape, Transport, Want,
+    suspects,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -19,6 +20,7 @@ struct Harness {
     reader: Arc<dyn BlockTier>,
     transport: FaultyTransport<HeapTransport>,
     faults: Faults,
+    suspects: tokio::sync::Mutex<SuspectReceiver>,
 }
 
 impl Harness {
@@ -30,13 +32,16 @@ impl Harness {
         };
         let (owner, reader) = (HeapTier::new(shape), HeapTier::new(shape));
         let hub = HeapHub::new();
+        let (tell, suspects) = suspects();
         hub.register("owner", Arc::new(owner.clone()));
+        hub.register_suspects("owner", tell);
         let faults = Faults::new(seed);
         Self {
             owner: Arc::new(owner),
             reader: Arc::new(reader),
             transport: FaultyTransport::new(HeapTransport::new(hub), faults.clone()),
             faults,
+            suspects: tokio::sync::Mutex::new(suspects),
         }
     }
 
@@ -84,6 +89,13 @@ impl TransportHarness for Harness {
     fn dead_endpoint(&self) -> String {
         HeapHub::endpoint("nobody")
     }
+
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        Some(Box::pin(async {
+            let next = self.suspects.lock().await.next().await;
+            next.expect("the hub keeps its end")
+        }))
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,6 +116,25 @@ async fn a_quiet_store_conforms() {
 #[tokio::test(start_paused = true)]
 async fn a_quiet_transport_conforms() {
     conformance::transport(async |slots, bytes| Harness::new(slots, bytes, 1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_endpoint_gives_what_its_speed_allows() {
+    let harness = Harness::new(20, 1000, 1);
+    let stored = harness.store(20);
+    harness.faults.set_speed(&harness.endpoint(), 4500.0);
+    let began = Instant::now();
+    let (first, second) = tokio::join!(harness.fetch(&stored[..2]), harness.fetch(&stored[2..]));
+    assert_eq!(began.elapsed(), SECOND, "no longer than the deadline");
+    let came = |of: &[FetchOutcome]| {
+        let fetched = |outcome: &&FetchOutcome| matches!(outcome, FetchOutcome::Fetched(_));
+        of.iter().filter(fetched).count()
+    };
+    assert_eq!((came(&first), came(&second)), (2, 2), "one wire for both");
+    assert_eq!(second[2..], [FetchOutcome::Unreachable; 16]);
+    assert_eq!(harness.reader.free_slots(), 20);
+    harness.faults.quiet();
+    assert_eq!(came(&harness.fetch(&stored).await), 20);
 }
 
 #[tokio::test(start_paused = true)]

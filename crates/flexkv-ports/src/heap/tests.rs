@@ -9,8 +9,8 @@ use flexkv_block::{Location, NamespaceId, Tier};
 use super::*;
 use crate::conformance::{self, CacheUnderTest, StoreUnderTest, TransportHarness};
 use crate::{
-    BlockTier, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, StagedTier, TierShape,
-    Transport,
+    BlockTier, BoxFuture, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, StagedTier,
+    Suspect, SuspectReceiver, TierShape, Transport, suspects,
 };
 
 fn tier(slots: u32, block_bytes: usize) -> Arc<dyn BlockTier> {
@@ -25,14 +25,22 @@ struct Harness {
     hub: HeapHub,
     owner: Arc<dyn BlockTier>,
     reader: Arc<dyn BlockTier>,
+    suspects: tokio::sync::Mutex<SuspectReceiver>,
 }
 
 impl Harness {
     fn new(slots: u32, block_bytes: usize) -> Self {
         let (owner, reader) = (tier(slots, block_bytes), tier(slots, block_bytes));
         let hub = HeapHub::new();
+        let (tell, suspects) = suspects();
         hub.register("owner", owner.clone());
-        Self { hub, owner, reader }
+        hub.register_suspects("owner", tell);
+        Self {
+            hub,
+            owner,
+            reader,
+            suspects: tokio::sync::Mutex::new(suspects),
+        }
     }
 }
 
@@ -55,6 +63,13 @@ impl TransportHarness for Harness {
 
     fn dead_endpoint(&self) -> String {
         HeapHub::endpoint("nobody")
+    }
+
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        Some(Box::pin(async {
+            let next = self.suspects.lock().await.next().await;
+            next.expect("the hub keeps its end")
+        }))
     }
 }
 

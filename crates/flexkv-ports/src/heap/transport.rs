@@ -9,7 +9,9 @@ use std::time::Duration;
 use flexkv_block::Checksum;
 use futures_util::future::BoxFuture;
 
-use crate::{BlockTier, FetchOutcome, Fetched, ReadSlot, Transport, Want, WriteSlot};
+use crate::{
+    BlockTier, FetchOutcome, Fetched, ReadSlot, Suspect, SuspectSender, Transport, Want, WriteSlot,
+};
 
 /// Scheme of the hub's endpoints.
 const SCHEME: &str = "mem";
@@ -19,7 +21,15 @@ const PIECE: usize = 4096;
 /// The endpoints of one process. Clones are the same hub.
 #[derive(Clone, Default)]
 pub struct HeapHub {
-    peers: Arc<Mutex<BTreeMap<String, Arc<dyn BlockTier>>>>,
+    peers: Arc<Mutex<BTreeMap<String, Peer>>>,
+}
+
+/// What is behind an endpoint.
+#[derive(Clone)]
+struct Peer {
+    tier: Arc<dyn BlockTier>,
+    /// Where readers' reports go, if anyone wants them.
+    suspects: Option<SuspectSender>,
 }
 
 impl HeapHub {
@@ -36,8 +46,19 @@ impl HeapHub {
     /// Makes `tier` readable at the returned endpoint, in place of any tier that was there.
     pub fn register(&self, name: &str, tier: Arc<dyn BlockTier>) -> String {
         let endpoint = Self::endpoint(name);
-        self.peers().insert(endpoint.clone(), tier);
+        let peer = Peer {
+            tier,
+            suspects: None,
+        };
+        self.peers().insert(endpoint.clone(), peer);
         endpoint
+    }
+
+    /// Puts what readers report of the peer called `name` into `suspects`.
+    pub fn register_suspects(&self, name: &str, suspects: SuspectSender) {
+        if let Some(peer) = self.peers().get_mut(&Self::endpoint(name)) {
+            peer.suspects = Some(suspects);
+        }
     }
 
     /// Makes the peer called `name` unreachable; false if it was so already.
@@ -45,11 +66,11 @@ impl HeapHub {
         self.peers().remove(&Self::endpoint(name)).is_some()
     }
 
-    fn peers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<dyn BlockTier>>> {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<String, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn peer(&self, endpoint: &str) -> Option<Arc<dyn BlockTier>> {
+    fn peer(&self, endpoint: &str) -> Option<Peer> {
         self.peers().get(endpoint).cloned()
     }
 }
@@ -76,7 +97,7 @@ impl HeapTransport {
     fn fetch_one(&self, endpoint: &str, want: Want) -> Fetched {
         let outcome = match self.hub.peer(endpoint) {
             None => FetchOutcome::Unreachable,
-            Some(peer) => match peer.pin(want.location, want.key) {
+            Some(peer) => match peer.tier.pin(want.location, want.key) {
                 Err(_) => FetchOutcome::Stale,
                 Ok(block) => copy_verified(&block, &want.into),
             },
@@ -108,6 +129,12 @@ impl Transport for HeapTransport {
             }
             fetched
         })
+    }
+
+    fn report(&self, endpoint: &str, suspect: Suspect) {
+        if let Some(suspects) = self.hub.peer(endpoint).and_then(|peer| peer.suspects) {
+            suspects.tell(suspect);
+        }
     }
 }
 

@@ -296,7 +296,26 @@ impl Check {
             );
             self.check_runs(query, &found, prefer, &exclude);
             self.check_holds(query, owner(rng));
+            self.check_replicas(query, &exclude);
         }
+    }
+
+    fn check_replicas(&self, query: &[u64], exclude: &OwnerSet) {
+        let mut runs = vec![run(OwnerId(0), 0, 0)];
+        self.reader.replicas(&keys(query), exclude, &mut runs);
+        let blocks = runs.iter().flat_map(|run| {
+            let blocks = run.start..run.start + run.len;
+            blocks.map(|block| (block, run.owner))
+        });
+        let mut found: Vec<_> = blocks.collect();
+        found.sort_unstable();
+        let usable = self.model.live.iter().filter(|o| !exclude.contains(**o));
+        let usable: Vec<OwnerId> = usable.copied().collect();
+        let expected = query.iter().enumerate().flat_map(|(index, block)| {
+            let held = usable.iter().filter(|o| self.model.holds(*block, **o));
+            held.map(move |owner| (index, *owner))
+        });
+        assert_eq!(found, expected.collect::<Vec<_>>());
     }
 
     fn check_runs(
