@@ -4,8 +4,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many owners a snapshot can tell apart at one time.
-pub const MAX_OWNERS: usize = 1024;
+/// How many owners a snapshot can tell apart at one time: twice as many as a large cluster has nodes,
+/// as a node whose log is loaded again is a second owner until that is done.
+pub const MAX_OWNERS: usize = 2048;
 
 const WORDS: usize = MAX_OWNERS / 64;
 

@@ -1,8 +1,9 @@
 //! A segment: up to 512 consecutive blocks of one chain, and who holds which of them.
 //!
 //! The header is one cache line of atomic words behind a sequence number (odd while the writer
-//! changes it); fingerprints and spans lie in the arena. A reader takes what it finds and then asks
-//! whether the number is still the same. Nothing here knows of tables, chains or liveness.
+//! changes it). It has the first and the last fingerprint and, if there is just one, the span; all
+//! other fingerprints and spans lie in the arena. A reader takes what it finds and then asks whether
+//! the number is still the same. Nothing here knows of tables, chains or liveness.
 //!
 //! A fingerprint names its whole prefix. So where the last blocks agree, all do, and where one
 //! differs, all later ones do: comparing a segment is one comparison or a binary search.
@@ -20,7 +21,7 @@ const SEQUENCE: usize = 0;
 const HEAD: usize = 1;
 /// Fingerprint of the last block.
 const LAST: usize = 2;
-/// Fingerprints: array and number of blocks.
+/// Array of the fingerprints between these two, and number of blocks.
 const BLOCKS: usize = 3;
 /// Spans: array and number of spans.
 const SPANS: usize = 4;
@@ -116,6 +117,58 @@ impl<'a> Spans<'a> {
     }
 }
 
+/// Words that the array of so many blocks' fingerprints needs: the header has two of them.
+pub(super) fn block_words(blocks: usize) -> usize {
+    blocks.saturating_sub(2)
+}
+
+/// The fingerprints of a segment.
+#[derive(Clone, Copy)]
+pub(super) struct Fingerprints<'a> {
+    head: u64,
+    last: u64,
+    between: &'a [AtomicU64],
+    len: usize,
+}
+
+impl<'a> Fingerprints<'a> {
+    fn new(line: &Line, words: &'a Words) -> Self {
+        let (array, len) = Array::unpack(line.0[BLOCKS].load(Ordering::Relaxed));
+        Self {
+            head: line.0[HEAD].load(Ordering::Relaxed),
+            last: line.0[LAST].load(Ordering::Relaxed),
+            between: array.slice(words, block_words(len)),
+            len,
+        }
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// The fingerprint at `offset`, if the segment is that long.
+    #[inline]
+    pub(super) fn get(self, offset: usize) -> Option<u64> {
+        if offset == 0 || offset + 1 >= self.len {
+            let end = if offset == 0 { self.head } else { self.last };
+            return (offset < self.len).then_some(end);
+        }
+        let word = self.between.get(offset - 1)?;
+        Some(word.load(Ordering::Relaxed))
+    }
+
+    /// The fingerprints from `offset` on.
+    #[inline]
+    pub(super) fn from(self, offset: usize) -> impl Iterator<Item = u64> + use<'a> {
+        let head = (offset == 0 && self.len > 0).then_some(self.head);
+        let between = self.between.get(offset.saturating_sub(1)..);
+        let between = between.unwrap_or_default().iter();
+        let last = (offset < self.len && self.len > 1).then_some(self.last);
+        let between = between.map(|word| word.load(Ordering::Relaxed));
+        head.into_iter().chain(between).chain(last)
+    }
+}
+
 /// A segment's header as it was at one moment, if [`Self::is_current`] says so afterwards.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -158,11 +211,6 @@ impl<'a> View<'a> {
         self.len > 0 && self.head == fingerprint
     }
 
-    /// Fingerprints of all blocks.
-    pub(super) fn fingerprints(&self) -> &'a [AtomicU64] {
-        self.array.slice(self.words, self.len)
-    }
-
     /// How many blocks of the segment are the first of `keys`, given that the first one is.
     #[inline]
     pub(super) fn common(&self, keys: &[BlockKey]) -> usize {
@@ -173,11 +221,13 @@ impl<'a> View<'a> {
         if count == self.len && self.last == last.fingerprint() {
             return count;
         }
-        let blocks = self.fingerprints();
-        let same = |i: usize| {
-            let block = blocks.get(i).map(|word| word.load(Ordering::Relaxed));
-            block == Some(keys[i].fingerprint())
+        let blocks = Fingerprints {
+            head: self.head,
+            last: self.last,
+            between: self.array.slice(self.words, block_words(self.len)),
+            len: self.len,
         };
+        let same = |i: usize| blocks.get(i) == Some(keys[i].fingerprint());
         if count < self.len && same(count - 1) {
             return count;
         }
@@ -256,15 +306,34 @@ impl<'a> Segment<'a> {
         self.line.0[PARENT].store(parent.unwrap_or(0), Ordering::Relaxed);
     }
 
-    pub(super) fn fingerprints(self) -> &'a [AtomicU64] {
-        let (array, len) = self.blocks();
-        array.slice(self.words, len)
+    /// Fingerprint of the last block.
+    pub(super) fn last(self) -> u64 {
+        self.line.0[LAST].load(Ordering::Relaxed)
     }
 
-    /// The fingerprint at `offset`, if the segment is that long.
-    pub(super) fn fingerprint(self, offset: usize) -> Option<u64> {
-        let word = self.fingerprints().get(offset)?;
-        Some(word.load(Ordering::Relaxed))
+    pub(super) fn fingerprints(self) -> Fingerprints<'a> {
+        Fingerprints::new(self.line, self.words)
+    }
+
+    /// The array for these blocks and for `count` more behind them, which it has already where no
+    /// reader is led to. `make` gives an array for the second number of words that begins with the
+    /// first number of those of another one.
+    pub(super) fn appended(
+        self,
+        more: impl Iterator<Item = u64>,
+        count: usize,
+        make: impl FnOnce(Array, usize, usize) -> Array,
+    ) -> Array {
+        let (old, base) = self.blocks();
+        let (used, need) = (block_words(base), block_words(base + count));
+        let array = make(old, used, need);
+        // What was the last block is between others now, unless it is the first one too.
+        let before = (base > 1).then(|| self.last());
+        let more = before.into_iter().chain(more.skip(usize::from(base == 0)));
+        for (word, fingerprint) in array.slice(self.words, need)[used..].iter().zip(more) {
+            word.store(fingerprint, Ordering::Relaxed);
+        }
+        array
     }
 
     pub(super) fn spans(self) -> Spans<'a> {
@@ -276,13 +345,11 @@ impl<'a> Segment<'a> {
         Array::unpack(self.line.0[SPANS].load(Ordering::Relaxed)).0
     }
 
-    /// Sets the fingerprints. Inside `publish` only.
-    pub(super) fn set_blocks(self, array: Array, len: usize) {
-        let blocks = array.slice(self.words, len);
-        if let (Some(head), Some(last)) = (blocks.first(), blocks.last()) {
-            self.line.0[HEAD].store(head.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.line.0[LAST].store(last.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
+    /// Sets the fingerprints: the first and the last one, and the array of those between, which has
+    /// them already. Inside `publish` only.
+    pub(super) fn set_blocks(self, head: u64, last: u64, array: Array, len: usize) {
+        self.line.0[HEAD].store(head, Ordering::Relaxed);
+        self.line.0[LAST].store(last, Ordering::Relaxed);
         self.line.0[BLOCKS].store(array.pack(len), Ordering::Relaxed);
     }
 

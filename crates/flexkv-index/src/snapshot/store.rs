@@ -13,7 +13,7 @@ use super::blocks::{MAX_SEGMENT_LEN, MAX_SEGMENTS};
 use super::heads::{Heads, HeadsWriter};
 use super::memory::{Line, Words, copy, lines};
 use super::owners::{OwnerId, OwnerSet};
-use super::segment::{Segment, Span, span_words};
+use super::segment::{Segment, Span, block_words, span_words};
 
 pub(super) struct Store {
     shared: Arc<Shared>,
@@ -99,16 +99,14 @@ impl Store {
         };
         let (shared, arena) = (&*self.shared, &mut self.arena);
         let segment = segment(shared, id);
-        let (old, base) = segment.blocks();
-        let len = base + fingerprints.len();
-        let array = arena.fitted(&shared.words, old, base, len, MAX_SEGMENT_LEN);
-        for (word, fingerprint) in array.slice(&shared.words, len)[base..]
-            .iter()
-            .zip(fingerprints)
-        {
-            word.store(*fingerprint, Ordering::Relaxed);
-        }
-        segment.publish(|| segment.set_blocks(array, len));
+        let base = segment.len();
+        let (count, words) = (fingerprints.len(), &shared.words);
+        let array = segment.appended(fingerprints.iter().copied(), count, |old, used, need| {
+            arena.fitted(words, old, used, need, MAX_SEGMENT_LEN)
+        });
+        let head = if base == 0 { *first } else { segment.head() };
+        let last = fingerprints[count - 1];
+        segment.publish(|| segment.set_blocks(head, last, array, base + count));
         arena.reclaim(&self.shared.words);
         if base == 0 {
             let head_of = |id| self::segment(shared, id).head();
@@ -129,8 +127,11 @@ impl Store {
             self.heads.remove(&shared.heads, memory, segment.head(), id);
             self.free.push(id);
         }
-        let array = arena.fitted(&shared.words, old, len, len, len);
-        segment.publish(|| segment.set_blocks(array, len));
+        let last = segment.fingerprints().get(len.saturating_sub(1));
+        let need = block_words(len);
+        let array = arena.fitted(&shared.words, old, need, need, need);
+        let (head, last) = (segment.head(), last.unwrap_or_default());
+        segment.publish(|| segment.set_blocks(head, last, array, len));
         arena.reclaim(&self.shared.words);
     }
 
@@ -296,10 +297,10 @@ impl Store {
         let (shared, arena, spans) = (&*self.shared, &mut self.arena, &mut self.spans);
         let words = &shared.words;
         let (target, source) = (segment(shared, front), segment(shared, back));
-        let (old, base) = target.blocks();
-        let len = base + source.len();
-        let array = arena.fitted(words, old, base, len, MAX_SEGMENT_LEN);
-        copy(source.fingerprints(), &array.slice(words, len)[base..]);
+        let (base, count) = (target.len(), source.len());
+        let array = target.appended(source.fingerprints().from(0), count, |old, used, need| {
+            arena.fitted(words, old, used, need, MAX_SEGMENT_LEN)
+        });
         for span in &moved {
             append_span(spans, span, base, words, arena);
         }
@@ -307,13 +308,13 @@ impl Store {
         let need = span_words(spans.len());
         let span_array = arena.fitted(words, target.span_array(), 0, need, need);
         target.publish(|| {
-            target.set_blocks(array, len);
+            target.set_blocks(target.head(), source.last(), array, base + count);
             target.set_spans(span_array, spans);
         });
         arena.retire(source.blocks().0);
         arena.retire(source.span_array());
         source.publish(|| {
-            source.set_blocks(Array::default(), 0);
+            source.set_blocks(source.head(), source.last(), Array::default(), 0);
             source.set_spans(Array::default(), &[]);
         });
         arena.reclaim(words);

@@ -4,7 +4,6 @@
 //! at worst a segment that no prompt leads to. Does not know where the input comes from.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use flexkv_block::Location;
 
@@ -123,12 +122,11 @@ impl SnapshotWriter {
         if end.offset + 1 != front || !fits {
             return;
         }
-        for (offset, word) in back.fingerprints().iter().enumerate() {
+        for (offset, fingerprint) in back.fingerprints().from(0).enumerate() {
             let from = Position {
                 segment: id,
                 offset,
             };
-            let fingerprint = word.load(Ordering::Relaxed);
             self.blocks
                 .relocate(fingerprint, from, end.plus(1 + offset));
         }
@@ -218,7 +216,7 @@ impl SnapshotWriter {
 
     /// Whether the block at a place has this fingerprint.
     fn is_at(&self, at: Position, fingerprint: u64) -> bool {
-        self.store.segment(at.segment).fingerprint(at.offset) == Some(fingerprint)
+        self.store.segment(at.segment).fingerprints().get(at.offset) == Some(fingerprint)
     }
 
     fn find(&self, fingerprint: u64) -> Option<Position> {
@@ -241,11 +239,8 @@ impl SnapshotWriter {
     /// How many blocks from a place on are the first of `run`.
     fn common(&self, at: Position, run: &[u64]) -> usize {
         let stored = self.store.segment(at.segment).fingerprints();
-        let stored = stored.get(at.offset..).unwrap_or_default();
-        let same = |(word, fingerprint): &(&AtomicU64, &u64)| {
-            word.load(Ordering::Relaxed) == **fingerprint
-        };
-        stored.iter().zip(run).take_while(same).count()
+        let both = stored.from(at.offset).zip(run);
+        both.take_while(|(stored, asked)| stored == *asked).count()
     }
 
     /// Notes which block a segment follows, if that was not known.
@@ -298,7 +293,10 @@ impl SnapshotWriter {
                 let stored = if other.segment == at.segment && other.offset >= at.offset {
                     run.get(other.offset - at.offset).copied()
                 } else {
-                    store.segment(other.segment).fingerprint(other.offset)
+                    store
+                        .segment(other.segment)
+                        .fingerprints()
+                        .get(other.offset)
                 };
                 stored == Some(*fingerprint)
             };
@@ -316,17 +314,15 @@ impl SnapshotWriter {
         if held == stored.len() {
             return;
         }
-        let fingerprint = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        for (offset, word) in stored.iter().enumerate().skip(held) {
+        for (offset, fingerprint) in (held..).zip(stored.from(held)) {
             if (offset - held).is_multiple_of(AHEAD) {
-                let ahead = stored[offset..].iter().take(AHEAD);
-                self.blocks.touch(ahead.map(fingerprint));
+                self.blocks.touch(stored.from(offset).take(AHEAD));
             }
             let at = Position {
                 segment: id,
                 offset,
             };
-            self.blocks.remove(fingerprint(word), at);
+            self.blocks.remove(fingerprint, at);
         }
         self.store.cut(id, held);
         self.unsettled = true;
