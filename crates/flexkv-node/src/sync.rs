@@ -32,6 +32,9 @@ const STORE_PAUSE: Duration = Duration::from_millis(100);
 const ACTIVE_FOR: Duration = Duration::from_secs(10);
 /// Shorter pauses between two readings are not worth a timer.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// News that are applied, in bytes, before the peers that came with them are shown and the snapshot is
+/// swept: some microseconds' worth. The table of a thousand peers takes longer than a short log.
+const NEWS_PER_TURN: usize = 4096;
 /// Segments looked at per turn when a peer's blocks are swept out of the snapshot.
 const SWEEP_SEGMENTS: usize = 1024;
 
@@ -240,19 +243,28 @@ fn apply_members(shared: &Shared, members: Vec<Member>) {
     follower.members(shared.now(), &members, writer);
     writer.sweep(SWEEP_SEGMENTS);
     settle(shared, &mut state);
+    show_peers(shared, &mut state);
 }
 
 async fn apply_reads(shared: &Shared, reads: Vec<LogRead>) {
+    let mut news = 0;
     for read in reads {
         let pair = |entry: LogEntry| (entry.sequence, entry.bytes);
         let entries: Vec<(u64, Bytes)> = read.entries.into_iter().map(pair).collect();
         for part in entries.chunks(APPLY_ENTRIES_MAX) {
             apply_part(shared, &read.log, part);
-            if part.len() == APPLY_ENTRIES_MAX {
+            news += part.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+            let full = part.len() == APPLY_ENTRIES_MAX;
+            if full || news >= NEWS_PER_TURN {
+                end_turn(shared);
+                news = 0;
+            }
+            if full {
                 tokio::task::yield_now().await;
             }
         }
     }
+    end_turn(shared);
 }
 
 fn apply_part(shared: &Shared, log: &str, entries: &[(u64, Bytes)]) {
@@ -261,15 +273,25 @@ fn apply_part(shared: &Shared, log: &str, entries: &[(u64, Bytes)]) {
         follower, writer, ..
     } = &mut *state;
     follower.entries(shared.now(), log, entries, writer);
-    writer.sweep(SWEEP_SEGMENTS);
     settle(shared, &mut state);
 }
 
-/// After the follower was told something: counts what happened and shows the peers to readers.
+/// Sweeps some of the snapshot, and shows the peers that came with the news.
+fn end_turn(shared: &Shared) {
+    let mut state = shared.core.lock();
+    state.writer.sweep(SWEEP_SEGMENTS);
+    show_peers(shared, &mut state);
+}
+
+/// After the follower was told something: counts what happened.
 fn settle(shared: &Shared, state: &mut State) {
     for event in state.follower.take_events() {
         note(shared, state, &event);
     }
+}
+
+/// Shows the peers to readers, if they have changed.
+fn show_peers(shared: &Shared, state: &mut State) {
     if state.follower.changes() != state.peers_shown {
         state.peers_shown = state.follower.changes();
         let peer = |(owner, record): (OwnerId, &Arc<NodeRecord>)| (owner, peer(shared, record));

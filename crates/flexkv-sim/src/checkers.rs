@@ -4,6 +4,7 @@
 pub(crate) mod bounds;
 pub(crate) mod bytes;
 pub(crate) mod convergence;
+pub(crate) mod formulas;
 pub(crate) mod leaks;
 pub(crate) mod owners;
 pub(crate) mod repeat;

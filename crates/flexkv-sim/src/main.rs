@@ -37,6 +37,12 @@ struct Cli {
     /// With --scale: what all nodes may exchange with the store in a second, in bytes.
     #[arg(long, default_value_t = 100_000_000)]
     budget: u64,
+    /// With --scale: blocks that each node has room for.
+    #[arg(long, default_value_t = 64)]
+    slots: u32,
+    /// With --scale: for how many seconds of virtual time it is measured.
+    #[arg(long, default_value_t = 60)]
+    measured: u64,
 }
 
 /// One seed in so many is run twice, and the runs compared.
@@ -152,7 +158,9 @@ fn measure(cli: &Cli, nodes: usize) -> ExitCode {
         nodes,
         active: cli.active.unwrap_or(nodes).min(nodes),
         blocks_per_second: cli.rate,
+        slots: cli.slots,
         store_bytes_per_second: cli.budget,
+        measured: Duration::from_secs(cli.measured),
     });
     match measured {
         Ok(lines) => {

@@ -2,7 +2,7 @@
 //!
 //! It can be emptied like a store that was flushed or restarted, which real stores do at will.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,8 @@ struct Inner {
 #[derive(Default)]
 struct Content {
     leases: BTreeMap<String, Lease>,
-    logs: BTreeMap<String, Log>,
+    /// Looked up by name for every cursor of every reading, and never gone through in order.
+    logs: HashMap<String, Log>,
 }
 
 struct Lease {

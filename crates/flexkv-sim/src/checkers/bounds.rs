@@ -44,7 +44,7 @@ pub(crate) async fn leftovers(cluster: &Cluster) -> Result<(), String> {
 }
 
 /// A snapshot holds one replica for each block that somebody holds; nothing of owners that are gone.
-fn snapshots(cluster: &Cluster) -> Result<(), String> {
+pub(crate) fn snapshots(cluster: &Cluster) -> Result<(), String> {
     let blocks: usize = cluster.live().iter().map(|(_, node)| node.blocks()).sum();
     for (name, node) in cluster.live() {
         let replicas = node.sync_stats().snapshot.replicas;
