@@ -23,6 +23,7 @@ _OTHERS = {FILE_VARIABLE, "FLEXKV_LOG", "FLEXKV_REDIS_SERVER", "FLEXKV_FUZZ_TARG
 SWITCH_VARIABLE = "ENABLE_FLEXKV"
 
 GIB = 1 << 30
+POLICIES = ("lru", "lfu", "slru", "fifo", "s3-fifo")
 
 
 class ConfigError(ValueError):
@@ -35,6 +36,12 @@ class Config:
 
     cpu_cache_gb: float | None = None
     """Memory of the host's node in GiB; a quarter of what is available, at most 16, if none."""
+    ssd_cache_gb: float | None = None
+    """What the host's node may keep on SSD besides, in GiB, spread over `ssd_cache_dir`."""
+    ssd_cache_dir: tuple[str, ...] = ()
+    """Directories, in a list or with `;` between them."""
+    eviction_policy: str = "lru"
+    """What goes first from memory and SSD."""
     redis_host: str | None = None
     """Redis, through which nodes find each other; without it the host is alone."""
     redis_port: int = 6379
@@ -78,17 +85,18 @@ class Config:
 
 
 # Settings of the original that have no counterpart, and why nothing is lost without them.
-_NO_SSD = "has no effect: this version keeps blocks in memory only"
+_NO_SSD = "is not needed: the SSD is read by its node, for peers too"
+_NO_REMOTE = "has no effect: blocks are kept in memory and on SSD only"
 _NO_GPU = "is not needed: blocks are copied by the worker that owns them"
 _NO_SERVER = "is not needed: engines of a host attach to its node by themselves"
 _NO_LAYOUT = "is not needed: a block is always contiguous"
 _NO_LEASE = "is not needed: nodes publish changes as they happen and renew one lease each"
 _NO_TRACE = "is not needed: see the metrics of the node and of the engine"
-_NO_POLICY = "is not needed: the node evicts what is used least, block by block"
+_NO_POLICY = "is not needed: the node evicts block by block, as `eviction_policy` says"
 UNNEEDED: Mapping[str, str] = {
-    **dict.fromkeys(("ssd_cache_gb", "ssd_cache_dir", "enable_p2p_ssd", "enable_gds"), _NO_SSD),
+    **dict.fromkeys(("enable_p2p_ssd", "enable_gds"), _NO_SSD),
     **dict.fromkeys(("max_file_size_gb", "iouring_entries", "iouring_flags"), _NO_SSD),
-    **dict.fromkeys(("enable_remote", "enable_3rd_remote", "remote_cache_gb"), _NO_SSD),
+    **dict.fromkeys(("enable_remote", "enable_3rd_remote", "remote_cache_gb"), _NO_REMOTE),
     **dict.fromkeys(("use_ce_transfer_h2d", "use_ce_transfer_d2h"), _NO_GPU),
     **dict.fromkeys(("transfer_sms_h2d", "transfer_sms_d2h", "enable_mps"), _NO_GPU),
     **dict.fromkeys(("server_client_mode", "server_recv_port", "instance_num"), _NO_SERVER),
@@ -102,7 +110,7 @@ UNNEEDED: Mapping[str, str] = {
     **dict.fromkeys(("trace_max_files", "trace_flush_interval_ms"), _NO_TRACE),
     **dict.fromkeys(("enable_metrics", "py_metrics_port", "cpp_metrics_port"), _NO_TRACE),
     **dict.fromkeys(("index_accel", "evict_ratio", "hit_reward_seconds"), _NO_POLICY),
-    **dict.fromkeys(("eviction_policy", "evict_start_threshold"), _NO_POLICY),
+    "evict_start_threshold": _NO_POLICY,
 }
 
 _FIELDS = {
@@ -156,6 +164,11 @@ def _check(config: Config, named: Any) -> None:
     """Refuses values that cannot be meant."""
     if config.cpu_cache_gb is not None and config.cpu_cache_gb <= 0:
         raise ConfigError(f"{named('cpu_cache_gb')} must be above 0, not {config.cpu_cache_gb}")
+    if config.ssd_cache_gb is not None and config.ssd_cache_gb <= 0:
+        raise ConfigError(f"{named('ssd_cache_gb')} must be above 0, not {config.ssd_cache_gb}")
+    if config.eviction_policy not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise ConfigError(f"{named('eviction_policy')} must be one of {known}")
     for key in ("redis_port", "node_port"):
         if not 0 <= getattr(config, key) < 1 << 16:
             raise ConfigError(f"{named(key)} is no port: {getattr(config, key)}")
@@ -199,6 +212,9 @@ def _value(name: str, kind: str, value: Any) -> Any:
         raise ConfigError(f"{name} has no value")
     if wanted == "bool":
         return _boolean(name, value)
+    if wanted.startswith("tuple"):
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(";")
+        return tuple(str(part).strip() for part in parts if str(part).strip())
     if wanted == "str":
         if isinstance(value, (list, tuple)):
             return shlex.join(str(part) for part in value)

@@ -155,6 +155,8 @@ def toml(config: Config, deployment: Deployment, at: Files) -> str:
         "[memory]",
         f'size = "{max(memory_bytes(config), deployment.block_bytes)} B"',
         "populate = false",
+        f"policy = {_quoted(config.eviction_policy)}",
+        *_ssd(config),
         "[network]",
         f"listen = {_quoted(_with_port(address, config.node_port))}",
         *(() if config.shared_memory else ("shared_memory = false",)),
@@ -166,6 +168,23 @@ def toml(config: Config, deployment: Deployment, at: Files) -> str:
     if config.metrics_listen:
         lines += ["[metrics]", f"listen = {_quoted(config.metrics_listen)}"]
     return "\n".join(lines) + "\n"
+
+
+def _ssd(config: Config) -> list[str]:
+    """The section of the SSD; none without one."""
+    directories = config.ssd_cache_dir
+    if config.ssd_cache_gb is None and not directories:
+        return []
+    if config.ssd_cache_gb is None or not directories:
+        raise ConfigError("ssd_cache_gb and ssd_cache_dir are needed together")
+    size = int(config.ssd_cache_gb * GIB) // len(directories)
+    paths = ", ".join(_quoted(str(Path(path).resolve())) for path in directories)
+    return [
+        "[ssd]",
+        f"directories = [{paths}]",
+        f'sizes = "{size} B"',
+        f"policy = {_quoted(config.eviction_policy)}",
+    ]
 
 
 def memory_bytes(config: Config) -> int:

@@ -50,9 +50,17 @@ def test_a_file_wins_over_variables(tmp_path: Path, name: str, text: str) -> Non
 
 
 def test_what_is_not_needed_is_accepted_and_told() -> None:
-    config = load({"FLEXKV_SSD_CACHE_GB": "1024", "FLEXKV_INDEX_ACCEL": "1"})
+    config = load({"FLEXKV_REMOTE_CACHE_GB": "1024", "FLEXKV_INDEX_ACCEL": "1"})
     assert len(config.notes) == 2
-    assert config.notes[0].startswith("FLEXKV_SSD_CACHE_GB has no effect")
+    assert config.notes[0].startswith("FLEXKV_REMOTE_CACHE_GB has no effect")
+
+
+def test_directories_are_a_list_or_one_text(tmp_path: Path) -> None:
+    config = load({"FLEXKV_SSD_CACHE_GB": "1.5", "FLEXKV_SSD_CACHE_DIR": "/a; /b;"})
+    assert (config.ssd_cache_gb, config.ssd_cache_dir) == (1.5, ("/a", "/b"))
+    path = tmp_path / "f.json"
+    path.write_text('{"ssd_cache_dir": ["/c", "/d"]}')
+    assert load({"FLEXKV_CONFIG_PATH": str(path)}).ssd_cache_dir == ("/c", "/d")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,8 @@ def test_what_is_not_needed_is_accepted_and_told() -> None:
         ({"FLEXKV_REDIS_HOTS": "x"}, "did you mean FLEXKV_REDIS_HOST?"),
         ({"FLEXKV_CPU_CACHE_GB": "much"}, "FLEXKV_CPU_CACHE_GB must be a number, not 'much'"),
         ({"FLEXKV_CPU_CACHE_GB": "0"}, "FLEXKV_CPU_CACHE_GB must be above 0"),
+        ({"FLEXKV_SSD_CACHE_GB": "0"}, "FLEXKV_SSD_CACHE_GB must be above 0"),
+        ({"FLEXKV_EVICTION_POLICY": "mru"}, "FLEXKV_EVICTION_POLICY must be one of lru, lfu"),
         ({"FLEXKV_REDIS_PORT": "70000"}, "FLEXKV_REDIS_PORT is no port"),
         ({"FLEXKV_ENABLE_P2P_CPU": "maybe"}, "must be true or false, not 'maybe'"),
         ({"FLEXKV_CONFIG_PATH": "/no/such.yml"}, "/no/such.yml, which cannot be read"),

@@ -1,5 +1,6 @@
 """Finding and starting nodes, with the real command where the native module is there."""
 
+import dataclasses
 import importlib.util
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,21 @@ def test_the_configuration_says_what_the_settings_say(config: Config, tmp_path: 
     alone = tomllib.loads(node.toml(config, DEPLOYMENT, node.files(config, NAMESPACE)))
     assert "redis" not in alone
     assert alone["network"] == {"listen": "127.0.0.1:0"}
+
+
+def test_an_ssd_is_spread_over_its_directories(config: Config, tmp_path: Path) -> None:
+    def section(**more: Any) -> Any:
+        settings = dataclasses.replace(config, **more)
+        return tomllib.loads(node.toml(settings, DEPLOYMENT, node.files(config, NAMESPACE)))
+
+    assert "ssd" not in section()
+    told = section(ssd_cache_gb=3, ssd_cache_dir=("/a", "/b"), eviction_policy="slru")
+    assert told["ssd"]["directories"] == ["/a", "/b"]
+    assert told["ssd"]["sizes"] == f"{3 << 29} B"
+    assert (told["ssd"]["policy"], told["memory"]["policy"]) == ("slru", "slru")
+    for half in ({"ssd_cache_gb": 3}, {"ssd_cache_dir": ("/a",)}):
+        with pytest.raises(ConfigError, match="needed together"):
+            section(**half)
 
 
 def test_a_host_alone_draws_one_secret(config: Config) -> None:

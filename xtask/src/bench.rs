@@ -16,15 +16,30 @@ use crate::shell::Run;
 ///   cargo xtask bench --criterion          criterion alone
 ///
 ///   cargo xtask bench -- match_prefix      only benches whose name has `match_prefix`
+///
+///   cargo xtask bench ssd --with-fio       the SSD tier beside fio
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    which: Option<Which>,
     /// Only the criterion benches
     #[arg(long)]
     criterion: bool,
     /// Arguments for criterion: a filter, `--save-baseline NAME`, `--quick`; implies --criterion
     #[arg(last = true)]
     rest: Vec<String>,
+}
+
+/// Benches of one part.
+#[derive(clap::Subcommand)]
+enum Which {
+    /// The SSD tier, on files in the folder of builds unless --dir says otherwise
+    Ssd {
+        /// Arguments for `flexkv bench ssd`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 /// Shows the cache at work: several nodes in one process, an embedded store, real blocks.
@@ -42,6 +57,9 @@ pub(crate) struct DemoArgs {
 
 /// Runs the benches.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(Which::Ssd { rest }) = &args.which {
+        return ssd(rest).run();
+    }
     let mut criterion = Run::cargo("bench --package flexkv-benches --bench hot_paths");
     if !args.rest.is_empty() {
         criterion = criterion.args(["--"]).args(&args.rest);
@@ -51,6 +69,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         return Ok(());
     }
     flexkv(&["bench".to_owned(), "index".to_owned()]).run()
+}
+
+/// The bench of the SSD tier, on the device that builds are on.
+fn ssd(rest: &[String]) -> Run {
+    let mut words = vec!["bench".to_owned(), "ssd".to_owned()];
+    if !rest.iter().any(|word| word.starts_with("--dir")) {
+        words.extend(["--dir".to_owned(), "target".to_owned()]);
+    }
+    words.extend_from_slice(rest);
+    flexkv(&words)
 }
 
 /// Runs the demo.

@@ -25,7 +25,9 @@ pub use pace::Share;
 pub use publisher::{PublishAction, PublishOutcome, Publisher, PublisherConfig, PublisherStats};
 pub use record::{NameError, NodeId, NodeInfo, NodeName, NodeRecord, RecordError};
 pub use reset::{ResetRequest, is_reset_lease};
-pub use residency::{EvictionPolicy, LiveRun, LiveSet, Lru, Removed, Residency, Walk};
+pub use residency::{
+    AnyPolicy, EvictionPolicy, LiveRun, LiveSet, Lru, PolicyKind, Removed, Residency, Walk,
+};
 pub use snapshot::{
     MAX_OWNERS, MatchOptions, OwnerId, OwnerRun, OwnerSet, PrefixMatch, Snapshot, SnapshotStats,
     SnapshotWriter, snapshot,

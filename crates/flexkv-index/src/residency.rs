@@ -2,7 +2,7 @@
 //! recently it was used.
 //!
 //! A block may lie in several tiers at once; peers are told of the fastest. Knows nothing of how
-//! much a tier holds: the tier says when it is full, and [`Residency::victims`] says what to give
+//! much a tier holds: the tier says when it is full, and [`Residency::next_victim`] says what to give
 //! up. Does no I/O.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use flexkv_block::{BlockKey, Generation, Location, SlotId, Tier};
 mod policy;
 mod walk;
 
-pub use policy::{EntryId, EvictionPolicy, Lru};
+pub use policy::{AnyPolicy, EntryId, EvictionPolicy, Fifo, Lfu, Lru, PolicyKind, S3Fifo, Slru};
 pub use walk::Walk;
 
 /// Tiers in the order in which they are preferred.
@@ -122,6 +122,7 @@ pub struct Residency<P: EvictionPolicy = Lru> {
     /// Places in `entries` that hold nothing.
     free: Vec<EntryId>,
     policies: [P; TIERS.len()],
+    lens: [usize; TIERS.len()],
 }
 
 impl<P: EvictionPolicy + Default> Default for Residency<P> {
@@ -138,12 +139,18 @@ impl<P: EvictionPolicy> Residency<P> {
             entries: Vec::new(),
             free: Vec::new(),
             policies: [host, ssd],
+            lens: [0; TIERS.len()],
         }
     }
 
     /// Number of blocks, each counted once.
     pub fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Number of blocks in `tier`.
+    pub fn len_in(&self, tier: Tier) -> usize {
+        self.lens[index(tier)]
     }
 
     /// Whether no block is here.
@@ -170,7 +177,8 @@ impl<P: EvictionPolicy> Residency<P> {
         if before.is_none() {
             let parent = entry.parent.and_then(|key| self.find(key));
             let parent = parent.filter(|id| self.entries[id.index()].slots[tier].is_some());
-            self.policies[tier].on_insert(id, parent);
+            self.policies[tier].on_insert(id, key.fingerprint(), parent);
+            self.lens[tier] += 1;
         }
         before
     }
@@ -235,14 +243,25 @@ impl<P: EvictionPolicy> Residency<P> {
         }
     }
 
-    /// The blocks of `tier`, those to give up first coming first.
-    pub fn victims(&self, tier: Tier) -> impl Iterator<Item = (BlockKey, Location)> {
-        let policy = &self.policies[index(tier)];
-        std::iter::successors(policy.next_victim(None), |id| policy.next_victim(Some(*id)))
-            .filter_map(move |id| {
-                let entry = &self.entries[id.index()];
-                Some((entry.key, entry.location(tier)?))
-            })
+    /// The block of `tier` to give up first; or, if that cannot go now, the one to give up after the
+    /// block `after`.
+    pub fn next_victim(
+        &mut self,
+        tier: Tier,
+        after: Option<BlockKey>,
+    ) -> Option<(BlockKey, Location)> {
+        let at = index(tier);
+        let here = |entry: &Entry| entry.slots[at].is_some();
+        let after = match after {
+            None => None,
+            Some(key) => Some(
+                self.find(key)
+                    .filter(|id| here(&self.entries[id.index()]))?,
+            ),
+        };
+        let id = self.policies[at].next_victim(after)?;
+        let entry = &self.entries[id.index()];
+        Some((entry.key, entry.location(tier)?))
     }
 
     /// Notes that the block no longer lies at `location`.
@@ -258,6 +277,7 @@ impl<P: EvictionPolicy> Residency<P> {
         entry.slots[tier] = None;
         let left = entry.best();
         self.policies[tier].on_remove(id);
+        self.lens[tier] -= 1;
         if let Some(location) = left {
             return Removed::Left(location);
         }

@@ -3,7 +3,19 @@
 use std::time::Duration;
 
 use flexkv_block::NamespaceId;
-use flexkv_index::NodeName;
+use flexkv_index::{NodeName, PolicyKind};
+
+/// Which blocks are written to the staged tier, if there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// Those that engines computed here. What was fetched is its owner's to write.
+    #[default]
+    Computed,
+    /// Those that were used again while they were in memory.
+    Reused,
+    /// All that come into memory, fetched ones too.
+    All,
+}
 
 /// Settings of one node. [`NodeConfig::new`] gives defaults that suit a cluster on one network.
 #[derive(Clone, Debug)]
@@ -43,6 +55,10 @@ pub struct NodeConfig {
     pub peer_backoff: Duration,
     /// The longest that a failed peer is left out.
     pub peer_backoff_max: Duration,
+    /// Which blocks are written to the staged tier.
+    pub admission: Admission,
+    /// What memory and the staged tier give up first.
+    pub policies: [PolicyKind; 2],
 }
 
 impl NodeConfig {
@@ -65,6 +81,8 @@ impl NodeConfig {
             fetch_timeout: Duration::from_secs(1),
             peer_backoff: Duration::from_millis(200),
             peer_backoff_max: Duration::from_secs(10),
+            admission: Admission::default(),
+            policies: [PolicyKind::default(); 2],
         }
     }
 }

@@ -1,22 +1,27 @@
 //! What changes under one lock: the blocks held here, their place in the index, and the log of
 //! changes. Lookups never take this lock. Does no I/O.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod staged;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, Location, Tier};
-use flexkv_index::{Follower, OwnerId, Publisher, Residency, SnapshotWriter};
-use flexkv_ports::{BlockTier, Eviction, ReadSlot, RemovalFeed, WriteSlot};
+use flexkv_index::{
+    AnyPolicy, Follower, OwnerId, PolicyKind, Publisher, Removed, Residency, SnapshotWriter,
+};
+use flexkv_ports::{BlockTier, Eviction, ReadSlot, RemovalFeed, StagedTier, WriteSlot};
 use tokio::sync::Notify;
 
 use crate::counters::Counters;
+use crate::write_behind::{Backlog, Origin};
 
 /// How many pinned blocks an eviction looks past before it gives up.
 const PINNED_SKIPPED_MAX: usize = 4096;
 
 /// The state behind the lock.
 pub(crate) struct State {
-    pub(crate) residency: Residency,
+    pub(crate) residency: Residency<AnyPolicy>,
     pub(crate) publisher: Option<Publisher>,
     pub(crate) follower: Follower,
     pub(crate) writer: SnapshotWriter,
@@ -26,31 +31,116 @@ pub(crate) struct State {
     pub(crate) doomed: Vec<Location>,
     /// How often everything was dropped.
     pub(crate) resets: u64,
+    /// What is to be written to the staged tier.
+    pub(crate) backlog: Backlog,
 }
 
-/// A run of blocks that were committed one after the other.
+/// Holds nothing; `policies` are those of memory and of the staged tier.
+pub(crate) fn residency([memory, staged]: [PolicyKind; 2]) -> Residency<AnyPolicy> {
+    Residency::new(memory.make(), staged.make())
+}
+
+/// What is to be told of a block that left a tier.
+enum Now {
+    Gone,
+    /// It lies in a slower tier.
+    At(Location),
+    /// What was told holds.
+    AsBefore,
+}
+
+/// A block that left a tier.
+struct Left {
+    key: BlockKey,
+    parent: Option<BlockKey>,
+    now: Now,
+}
+
+impl State {
+    /// Notes that a block no longer lies at `location`.
+    fn leave(&mut self, key: BlockKey, location: Location) -> Left {
+        let parent = self.residency.parent(key);
+        let was_best = self.residency.get(key) == Some(location);
+        let now = match self.residency.remove(key, location) {
+            Removed::Gone => Now::Gone,
+            Removed::Left(left) if was_best => Now::At(left),
+            Removed::Left(_) | Removed::Absent => Now::AsBefore,
+        };
+        Left { key, parent, now }
+    }
+}
+
+/// Blocks that follow each other and are told of together.
 struct Run {
     parent: Option<BlockKey>,
+    last: BlockKey,
     fingerprints: Vec<u64>,
     locations: Vec<Location>,
+}
+
+/// Gathers blocks to runs.
+#[derive(Default)]
+struct Runs {
+    done: Vec<Run>,
+    open: Option<Run>,
+}
+
+impl Runs {
+    fn add(&mut self, key: BlockKey, parent: Option<BlockKey>, location: Location) {
+        match &mut self.open {
+            Some(run) if parent == Some(run.last) => {
+                run.last = key;
+                run.fingerprints.push(key.fingerprint());
+                run.locations.push(location);
+            }
+            open => {
+                let run = Run {
+                    parent,
+                    last: key,
+                    fingerprints: vec![key.fingerprint()],
+                    locations: vec![location],
+                };
+                self.done.extend(open.replace(run));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<Run> {
+        self.done.extend(self.open);
+        self.done
+    }
 }
 
 /// The lock, and what is done under it.
 pub(crate) struct Core {
     state: Mutex<State>,
     own: OwnerId,
+    /// Storage behind the memory, if there is any.
+    staged: Option<Arc<dyn StagedTier>>,
+    policies: [PolicyKind; 2],
     /// Wakes the task that publishes.
     pub(crate) changed: Notify,
+    /// Wakes the task that writes to the staged tier.
+    pub(crate) unwritten: Notify,
     /// Tells engines what is no longer here.
     pub(crate) removals: RemovalFeed,
 }
 
 impl Core {
-    pub(crate) fn new(state: State, own: OwnerId) -> Self {
+    /// `policies` are those of memory and of the staged tier, as in `state`.
+    pub(crate) fn new(
+        state: State,
+        own: OwnerId,
+        staged: Option<Arc<dyn StagedTier>>,
+        policies: [PolicyKind; 2],
+    ) -> Self {
         Self {
+            policies,
             state: Mutex::new(state),
             own,
+            staged,
             changed: Notify::new(),
+            unwritten: Notify::new(),
             removals: RemovalFeed::default(),
         }
     }
@@ -59,17 +149,24 @@ impl Core {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where this node holds each of `keys`.
+    /// Where this node holds each of `keys` in memory.
     pub(crate) fn find(&self, keys: &[BlockKey]) -> Vec<Option<Location>> {
+        self.find_in(keys, Tier::Host)
+    }
+
+    /// Where this node holds each of `keys` in `tier`.
+    pub(crate) fn find_in(&self, keys: &[BlockKey], tier: Tier) -> Vec<Option<Location>> {
         let state = self.lock();
         keys.iter()
-            .map(|key| state.residency.get_in(*key, Tier::Host))
+            .map(|key| state.residency.get_in(*key, tier))
             .collect()
     }
 
     /// Marks a prefix as used just now.
     pub(crate) fn touch(&self, keys: &[BlockKey]) {
-        self.lock().residency.touch(keys);
+        let mut state = self.lock();
+        state.residency.touch(keys);
+        self.note_unwritten(&mut state, keys, Origin::Used);
     }
 
     /// Takes `count` slots to fill, evicting what was used least recently. Fewer if the rest is in
@@ -97,22 +194,38 @@ impl Core {
         slots
     }
 
-    /// Evicts up to `count` blocks; says how many.
+    /// Evicts up to `count` blocks from memory; says how many.
     fn evict(&self, now: Duration, count: usize, tier: &dyn BlockTier) -> usize {
+        self.evict_from(Tier::Host, now, count, |location| tier.evict(location))
+    }
+
+    /// Has a tier give up as many blocks as it can, up to `count`, those first that its policy names
+    /// first; says how many.
+    fn evict_from(
+        &self,
+        tier: Tier,
+        now: Duration,
+        count: usize,
+        give_up: impl Fn(Location) -> Eviction,
+    ) -> usize {
         let mut state = self.lock();
-        let mut gone: Vec<(BlockKey, Location)> = Vec::with_capacity(count);
-        let mut pinned = 0;
-        for (key, location) in state.residency.victims(Tier::Host) {
-            match tier.evict(location) {
-                Eviction::Done | Eviction::Stale => gone.push((key, location)),
-                Eviction::Pinned => pinned += 1,
-            }
-            if gone.len() == count || pinned == PINNED_SKIPPED_MAX {
+        let mut gone = Vec::with_capacity(count);
+        let (mut after, mut pinned) = (None, 0);
+        while gone.len() < count && pinned < PINNED_SKIPPED_MAX {
+            let Some((key, location)) = state.residency.next_victim(tier, after) else {
                 break;
+            };
+            match give_up(location) {
+                Eviction::Done | Eviction::Stale => gone.push(state.leave(key, location)),
+                Eviction::Pinned => {
+                    pinned += 1;
+                    after = Some(key);
+                }
             }
         }
-        self.forget(&mut state, now, &gone);
-        gone.len()
+        let count = gone.len();
+        self.tell_left(&mut state, now, gone);
+        count
     }
 
     /// Drops every block; says how many. The slots of those that are being read are freed later.
@@ -120,11 +233,17 @@ impl Core {
         let mut state = self.lock();
         let all: Vec<(BlockKey, Location)> = state.residency.iter().collect();
         let fingerprints: Vec<u64> = all.iter().map(|(key, _)| key.fingerprint()).collect();
-        state.residency = Residency::default();
+        let held = std::mem::replace(&mut state.residency, residency(self.policies));
+        state.backlog.clear();
         state.writer.remove(self.own, &fingerprints);
-        for (_, location) in &all {
-            if tier.evict(*location) == Eviction::Pinned {
-                state.doomed.push(*location);
+        for (key, _) in &all {
+            for tier_of in [Tier::Host, Tier::Ssd] {
+                let Some(location) = held.get_in(*key, tier_of) else {
+                    continue;
+                };
+                if self.give_up(location, tier) == Eviction::Pinned {
+                    state.doomed.push(location);
+                }
             }
         }
         state.resets += 1;
@@ -145,7 +264,16 @@ impl Core {
     /// Frees what a reset left because it was being read, as far as it no longer is.
     pub(crate) fn free_doomed(&self, tier: &dyn BlockTier) {
         let doomed = &mut self.lock().doomed;
-        doomed.retain(|location| tier.evict(*location) == Eviction::Pinned);
+        doomed.retain(|location| self.give_up(*location, tier) == Eviction::Pinned);
+    }
+
+    /// Frees a slot of memory or of the staged tier.
+    fn give_up(&self, location: Location, tier: &dyn BlockTier) -> Eviction {
+        match (location.tier, &self.staged) {
+            (Tier::Host, _) => tier.evict(location),
+            (Tier::Ssd, Some(staged)) => staged.evict(location),
+            (Tier::Ssd, None) => Eviction::Stale,
+        }
     }
 
     /// Drops a block whose bytes turned out wrong. If others read it, its slot is freed later.
@@ -161,15 +289,31 @@ impl Core {
         }
     }
 
+    /// Notes that blocks no longer lie where they lay, and tells what that means.
     fn forget(&self, state: &mut State, now: Duration, gone: &[(BlockKey, Location)]) {
+        let left = gone.iter().map(|(key, at)| state.leave(*key, *at));
+        let left = left.collect();
+        self.tell_left(state, now, left);
+    }
+
+    /// Tells of blocks that left a tier: they are gone, or lie in a slower one.
+    fn tell_left(&self, state: &mut State, now: Duration, left: Vec<Left>) {
+        let mut gone: Vec<BlockKey> = Vec::new();
+        let mut moved = Runs::default();
+        // What goes first is the end of a prompt: the other way round, moved blocks are runs.
+        for Left { key, parent, now } in left.into_iter().rev() {
+            match now {
+                Now::Gone => gone.push(key),
+                Now::At(location) => moved.add(key, parent, location),
+                Now::AsBefore => {}
+            }
+        }
+        self.publish_runs(state, now, moved);
         if gone.is_empty() {
             return;
         }
-        let fingerprints: Vec<u64> = gone.iter().map(|(key, _)| key.fingerprint()).collect();
-        for (key, location) in gone {
-            state.residency.remove(*key, *location);
-        }
-        self.removals.removed(gone.iter().map(|(key, _)| *key));
+        let fingerprints: Vec<u64> = gone.iter().map(|key| key.fingerprint()).collect();
+        self.removals.removed(gone.iter().copied());
         state.writer.remove(self.own, &fingerprints);
         if let Some(publisher) = &mut state.publisher {
             publisher.removed(now, &fingerprints);
@@ -186,7 +330,11 @@ impl Core {
         filled: Vec<(usize, WriteSlot, Checksum)>,
         tier: &dyn BlockTier,
     ) -> Vec<(usize, Location)> {
-        self.commit_in(&mut self.lock(), now, keys, filled, tier)
+        let mut state = self.lock();
+        let new = self.commit_in(&mut state, now, keys, filled, tier);
+        let written: Vec<BlockKey> = new.iter().map(|(index, _)| keys[*index]).collect();
+        self.note_unwritten(&mut state, &written, Origin::Stored);
+        new
     }
 
     /// The same for blocks of peers, which are not wanted if everything was dropped since `resets`
@@ -203,7 +351,10 @@ impl Core {
         if state.resets != resets {
             return Vec::new();
         }
-        self.commit_in(&mut state, now, keys, filled, tier)
+        let new = self.commit_in(&mut state, now, keys, filled, tier);
+        let fetched: Vec<BlockKey> = new.iter().map(|(index, _)| keys[*index]).collect();
+        self.note_unwritten(&mut state, &fetched, Origin::Fetched);
+        new
     }
 
     fn commit_in(
@@ -214,7 +365,7 @@ impl Core {
         filled: Vec<(usize, WriteSlot, Checksum)>,
         tier: &dyn BlockTier,
     ) -> Vec<(usize, Location)> {
-        let mut run: Option<(usize, Run)> = None;
+        let mut runs = Runs::default();
         let mut new = Vec::with_capacity(filled.len());
         for (index, slot, checksum) in filled {
             let key = keys[index];
@@ -225,41 +376,24 @@ impl Core {
             let location = tier.commit(slot, key, checksum);
             state.residency.insert(key, parent, location);
             new.push((index, location));
-            match &mut run {
-                Some((next, run)) if *next == index => {
-                    *next += 1;
-                    run.fingerprints.push(key.fingerprint());
-                    run.locations.push(location);
-                }
-                _ => {
-                    self.publish_run(state, now, run.take());
-                    let fingerprints = vec![key.fingerprint()];
-                    run = Some((
-                        index + 1,
-                        Run {
-                            parent,
-                            fingerprints,
-                            locations: vec![location],
-                        },
-                    ));
-                }
-            }
+            runs.add(key, parent, location);
         }
-        self.publish_run(state, now, run);
+        self.publish_runs(state, now, runs);
         self.removals
             .stored(new.iter().map(|(index, _)| keys[*index]));
         new
     }
 
-    fn publish_run(&self, state: &mut State, now: Duration, run: Option<(usize, Run)>) {
-        let Some((_, run)) = run else { return };
-        let parent = run.parent.map(BlockKey::fingerprint);
-        state
-            .writer
-            .add_run(self.own, parent, &run.fingerprints, &run.locations);
-        if let Some(publisher) = &mut state.publisher {
-            publisher.stored(now, parent, &run.fingerprints, &run.locations);
-            self.changed.notify_one();
+    fn publish_runs(&self, state: &mut State, now: Duration, runs: Runs) {
+        for run in runs.finish() {
+            let parent = run.parent.map(BlockKey::fingerprint);
+            state
+                .writer
+                .add_run(self.own, parent, &run.fingerprints, &run.locations);
+            if let Some(publisher) = &mut state.publisher {
+                publisher.stored(now, parent, &run.fingerprints, &run.locations);
+                self.changed.notify_one();
+            }
         }
     }
 }

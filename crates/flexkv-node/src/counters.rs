@@ -20,6 +20,8 @@ pub(crate) enum Miss {
     NoSpace,
     /// The load's deadline came first.
     Deadline,
+    /// It lay on storage here that reported an error.
+    Failed,
     /// A block before it could not be loaded, so it was of no use.
     Broken,
     /// Computing it was faster than fetching it.
@@ -31,11 +33,27 @@ pub(crate) struct Counters {
     pub(crate) lookups: Counter,
     pub(crate) looked_up_blocks: Counter,
     pub(crate) hit_local: Counter,
+    pub(crate) hit_ssd: Counter,
     pub(crate) hit_remote: Counter,
-    misses: [Counter; 8],
+    misses: [Counter; 9],
     pub(crate) stored_blocks: Counter,
     pub(crate) refused_blocks: Counter,
     pub(crate) evicted_blocks: Counter,
+    pub(crate) evicted_staged: Counter,
+    pub(crate) staged_writes: Counter,
+    pub(crate) staged_reads: Counter,
+    /// Blocks that were to be written and were not, though nothing failed.
+    pub(crate) unwritten: Counter,
+    pub(crate) staged_write_failed: Counter,
+    pub(crate) staged_read_failed: Counter,
+    pub(crate) staged_corrupt: Counter,
+    pub(crate) staged_stale: Counter,
+    pub(crate) staged_busy: Counter,
+    pub(crate) staged_late: Counter,
+    pub(crate) staged_lost: Counter,
+    pub(crate) recovered_blocks: Counter,
+    pub(crate) staged_slots: Gauge,
+    pub(crate) staged_free_slots: Gauge,
     pub(crate) fetched_bytes: Counter,
     pub(crate) fetched_stale: Counter,
     pub(crate) fetched_corrupt: Counter,
@@ -136,6 +154,16 @@ impl Registrar<'_> {
         self.counter("flexkv_corrupt_reports_total", help, Some(("event", event)))
     }
 
+    fn evicted(&self, tier: &'static str) -> Counter {
+        let help = "Blocks evicted, by tier";
+        self.counter("flexkv_evicted_blocks_total", help, Some(("tier", tier)))
+    }
+
+    fn staged_failure(&self, what: &'static str) -> Counter {
+        let help = "Transfers of blocks to or from SSD that came to nothing, by reason";
+        self.counter("flexkv_ssd_failures_total", help, Some(("reason", what)))
+    }
+
     fn peer(&self, event: &'static str) -> Counter {
         self.counter(
             "flexkv_peer_events_total",
@@ -166,6 +194,7 @@ impl Counters {
             lookups: at.counter("flexkv_lookups_total", "Prefixes looked up", None),
             looked_up_blocks: at.counter("flexkv_looked_up_blocks_total", "Blocks looked up", None),
             hit_local: at.hit("local"),
+            hit_ssd: at.hit("ssd"),
             hit_remote: at.hit("remote"),
             misses: [
                 at.miss("absent"),
@@ -174,6 +203,7 @@ impl Counters {
                 at.miss("unreachable"),
                 at.miss("no_space"),
                 at.miss("deadline"),
+                at.miss("storage_failed"),
                 at.miss("broken_prefix"),
                 at.miss("recompute"),
             ],
@@ -187,7 +217,41 @@ impl Counters {
                 "Blocks that engines wanted to store and no slot could be freed for",
                 None,
             ),
-            evicted_blocks: at.counter("flexkv_evicted_blocks_total", "Blocks evicted", None),
+            evicted_blocks: at.evicted("host"),
+            evicted_staged: at.evicted("ssd"),
+            staged_writes: at.counter(
+                "flexkv_ssd_written_blocks_total",
+                "Blocks written to SSD behind the engines' backs",
+                None,
+            ),
+            staged_reads: at.counter(
+                "flexkv_ssd_read_blocks_total",
+                "Blocks read from SSD into memory and verified",
+                None,
+            ),
+            unwritten: at.counter(
+                "flexkv_ssd_unwritten_blocks_total",
+                "Blocks that were to be written to SSD but left memory or found no room before",
+                None,
+            ),
+            staged_write_failed: at.staged_failure("write"),
+            staged_read_failed: at.staged_failure("read"),
+            staged_corrupt: at.staged_failure("corrupt"),
+            staged_stale: at.staged_failure("stale"),
+            staged_busy: at.staged_failure("busy"),
+            staged_late: at.staged_failure("deadline"),
+            staged_lost: at.counter(
+                "flexkv_ssd_lost_blocks_total",
+                "Blocks lost with a directory that is not used any more",
+                None,
+            ),
+            recovered_blocks: at.counter(
+                "flexkv_ssd_recovered_blocks_total",
+                "Blocks found on SSD when the node started",
+                None,
+            ),
+            staged_slots: at.gauge("flexkv_ssd_slots", "Blocks that SSD has room for", None),
+            staged_free_slots: at.gauge("flexkv_ssd_free_slots", "Room that is free", None),
             fetched_bytes: at.counter(
                 "flexkv_fetched_bytes_total",
                 "Verified bytes from peers",

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use flexkv_block::{BlockKey, Checksum, Location};
+use flexkv_block::{BlockKey, Checksum, Location, Tier};
 use flexkv_index::OwnerId;
 use flexkv_ports::{FetchOutcome, Fetched, ReadSlot, Suspect, Want, WriteSlot};
 use tokio::sync::watch;
@@ -276,12 +276,16 @@ impl Request {
         let mut fetched: Vec<Fetched> = wants.into_iter().map(unreached).collect();
         for at in &self.peer.endpoints {
             let left = until.saturating_duration_since(Instant::now());
-            let is_open = |got: &Fetched| got.outcome == FetchOutcome::Unreachable;
-            if left.is_zero() || !fetched.iter().any(is_open) {
+            if left.is_zero() {
                 break;
             }
+            let stages = self.shared.transports[at.transport].stages();
+            let is_open = |(place, got): &(usize, Fetched)| {
+                let readable = stages || named[*place].0.tier == Tier::Host;
+                readable && got.outcome == FetchOutcome::Unreachable
+            };
             let all = fetched.into_iter().enumerate();
-            let (open, mut done): (Vec<_>, Vec<_>) = all.partition(|(_, got)| is_open(got));
+            let (open, mut done): (Vec<_>, Vec<_>) = all.partition(is_open);
             let (places, slots): (Vec<usize>, Vec<WriteSlot>) = open
                 .into_iter()
                 .map(|(place, got)| (place, got.into))
@@ -294,8 +298,11 @@ impl Request {
                     into,
                 }
             });
-            let again = self.through(at, wants.collect(), left).await;
-            done.extend(places.into_iter().zip(again));
+            let wants: Vec<Want> = wants.collect();
+            if !wants.is_empty() {
+                let again = self.through(at, wants, left).await;
+                done.extend(places.into_iter().zip(again));
+            }
             done.sort_unstable_by_key(|(place, _)| *place);
             fetched = done.into_iter().map(|(_, got)| got).collect();
         }

@@ -18,23 +18,26 @@ mod plan;
 mod rates;
 mod reset;
 mod sources;
+mod staging;
 mod suspects;
 mod sync;
 mod tickets;
+mod write_behind;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flexkv_block::BlockKey;
+use flexkv_block::{BlockKey, Tier};
 use flexkv_index::{
     Follower, FollowerConfig, NodeId, NodeInfo, OwnerId, Publisher, PublisherConfig, RecordError,
-    Residency, Snapshot,
+    Snapshot,
 };
-use flexkv_ports::{BlockTier, MetadataStore, Transport};
+use flexkv_ports::{BlockTier, MetadataStore, StagedTier, Transport};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-pub use crate::config::NodeConfig;
+pub use crate::config::{Admission, NodeConfig};
 use crate::core::{Core, State};
 use crate::counters::Counters;
 use crate::fetch::Fetches;
@@ -42,11 +45,14 @@ use crate::peers::Peers;
 use crate::reset::Resets;
 pub use crate::sync::SyncStats;
 use crate::tickets::Tickets;
+use crate::write_behind::Backlog;
 
 /// What a node is built from.
 pub struct NodePorts {
     /// Where blocks lie.
     pub tier: Arc<dyn BlockTier>,
+    /// Where more of them lie, if anywhere: what is in there already is published at the start.
+    pub staged: Option<Arc<dyn StagedTier>>,
     /// The cluster's metadata store; `None` for a node that is alone.
     pub store: Option<Arc<dyn MetadataStore>>,
     /// Ways to fetch from peers, best first.
@@ -67,7 +73,9 @@ struct Shared {
     id: NodeId,
     started: Instant,
     own: OwnerId,
+    runtime: Handle,
     tier: Arc<dyn BlockTier>,
+    staged: Option<Arc<dyn StagedTier>>,
     store: Option<Arc<dyn MetadataStore>>,
     transports: Vec<Arc<dyn Transport>>,
     snapshot: Snapshot,
@@ -133,14 +141,19 @@ impl Node {
             ..FollowerConfig::default()
         };
         let state = State {
-            residency: Residency::default(),
+            residency: core::residency(config.policies),
             publisher,
             follower: Follower::new(following, info),
             writer,
             peers_shown: 0,
             doomed: Vec::new(),
             resets: 0,
+            backlog: Backlog::new(
+                ports.staged.is_some().then_some(config.admission),
+                ports.tier.shape().slots as usize,
+            ),
         };
+        let policies = config.policies;
         let shared = Arc::new(Shared {
             counters: Counters::register(recorder, config.name.as_str()),
             peers: Peers::new(config.peer_backoff, config.peer_backoff_max),
@@ -148,16 +161,30 @@ impl Node {
             id,
             started: Instant::now(),
             own,
+            runtime: Handle::current(),
             tier: ports.tier,
+            staged: ports.staged.clone(),
             store: ports.store,
             transports: ports.transports,
             snapshot,
-            core: Core::new(state, own),
+            core: Core::new(state, own, ports.staged.clone(), policies),
             tickets: Tickets::default(),
             fetches: Arc::default(),
             resets: Resets::default(),
         });
-        let tasks = sync::start(&shared);
+        if let Some(staged) = &ports.staged {
+            let blocks = staged.recovered();
+            shared
+                .counters
+                .recovered_blocks
+                .increment(blocks.len() as u64);
+            shared.core.recover(blocks);
+        }
+        let mut tasks = sync::start(&shared);
+        if let Some(staged) = ports.staged {
+            let writing = tokio::spawn(write_behind::run(shared.clone(), staged));
+            tasks.push(writing.abort_handle());
+        }
         Ok(Arc::new(Self {
             shared,
             tasks: Mutex::new(tasks),
@@ -179,14 +206,14 @@ impl Node {
         self.shared.core.lock().residency.len()
     }
 
+    /// Blocks this node holds in `tier`.
+    pub fn blocks_in(&self, tier: Tier) -> usize {
+        self.shared.core.lock().residency.len_in(tier)
+    }
+
     /// Which of `keys` this node holds.
     pub fn holds(&self, keys: &[BlockKey]) -> Vec<bool> {
-        self.shared
-            .core
-            .find(keys)
-            .iter()
-            .map(Option::is_some)
-            .collect()
+        self.held(keys).iter().map(Option::is_some).collect()
     }
 
     /// Tickets that engines hold.
@@ -210,6 +237,10 @@ impl Node {
         counters.filling_slots.set(usage.filling as f64);
         counters.block_slots.set(usage.blocks as f64);
         counters.pinned_slots.set(usage.pinned as f64);
+        if let Some(staged) = &self.shared.staged {
+            counters.staged_slots.set(f64::from(staged.shape().slots));
+            counters.staged_free_slots.set(staged.free_slots() as f64);
+        }
         let known = self.shared.snapshot.stats();
         counters.known_blocks.set(known.blocks as f64);
         counters.known_replicas.set(known.replicas as f64);

@@ -1,4 +1,5 @@
-//! Loading a prefix: local blocks are verified and pinned, the others fetched from their owners.
+//! Loading a prefix: local blocks are brought to memory, verified and pinned, the others fetched from
+//! their owners.
 //!
 //! Blocks are asked for from front to back, of all owners at once, a piece at a time, until everything
 //! is here, nobody else has the rest, computing it would be faster, or the deadline comes. What fails
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flexkv_block::{BlockKey, Location};
+use flexkv_block::{BlockKey, Location, Tier};
 use flexkv_index::OwnerId;
 use flexkv_ports::{BlockView, BoxFuture, FetchOutcome, Loaded, ReadSlot};
 use futures_util::stream::FuturesUnordered;
@@ -56,6 +57,8 @@ pub(crate) struct Load {
     pins: Vec<Option<ReadSlot>>,
     /// Blocks that were fetched.
     fetched: Vec<bool>,
+    /// Blocks that this load brought from the staged tier.
+    staged: Vec<bool>,
     /// How often each block was asked for.
     attempts: Vec<u8>,
     /// Why each block is not here.
@@ -89,6 +92,7 @@ impl Load {
             recompute: recompute.map(|time| time.as_secs_f64()),
             pins: std::iter::repeat_with(|| None).take(blocks).collect(),
             fetched: vec![false; blocks],
+            staged: vec![false; blocks],
             attempts: vec![0; blocks],
             reasons: vec![Miss::Absent; blocks],
             limit: blocks,
@@ -106,6 +110,7 @@ impl Load {
     pub(crate) async fn run(mut self) -> Held {
         let all: Vec<usize> = (0..self.keys.len()).collect();
         self.pin_local(&all).await;
+        self.bring_local().await;
         if self.first_missing() < self.limit {
             self.look_around();
             self.fetch().await;
@@ -136,6 +141,30 @@ impl Load {
             }
             // Hashing a block takes up to a millisecond: let other tasks run in between.
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Brings to memory what this node holds in the staged tier. What cannot be brought is sought at
+    /// other owners.
+    async fn bring_local(&mut self) {
+        let found = self.shared.core.find_in(&self.keys, Tier::Ssd);
+        let missing = found.into_iter().enumerate();
+        let missing = missing.filter(|(i, _)| self.pins[*i].is_none());
+        let (places, wanted): (Vec<usize>, Vec<_>) = missing
+            .filter_map(|(i, at)| Some((i, (self.keys[i], at?))))
+            .unzip();
+        if wanted.is_empty() {
+            return;
+        }
+        let patience = Instant::now() + self.shared.config.fetch_timeout;
+        let deadline = self.deadline.min(patience);
+        let brought = self.shared.bring(&wanted, deadline).await;
+        for (i, pin) in places.into_iter().zip(brought.pins) {
+            self.staged[i] = pin.is_some();
+            if let (None, Some(reason)) = (&pin, brought.reason) {
+                self.reasons[i] = reason;
+            }
+            self.pins[i] = pin;
         }
     }
 
@@ -475,12 +504,11 @@ impl Load {
         let counters = &self.shared.counters;
         let asked = self.keys.len();
         let pins: Vec<ReadSlot> = self.pins.into_iter().map_while(|pin| pin).collect();
-        let remote = self.fetched[..pins.len()]
-            .iter()
-            .filter(|fetched| **fetched)
-            .count();
+        let of = |marks: &[bool]| marks[..pins.len()].iter().filter(|mark| **mark).count();
+        let (remote, staged) = (of(&self.fetched), of(&self.staged));
         let local = pins.len() - remote;
-        counters.hit_local.increment(local as u64);
+        counters.hit_local.increment((local - staged) as u64);
+        counters.hit_ssd.increment(staged as u64);
         counters.hit_remote.increment(remote as u64);
         if pins.len() < asked {
             counters.missed(self.reasons[pins.len()], 1);

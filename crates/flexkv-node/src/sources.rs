@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use flexkv_block::{BlockKey, Location};
+use flexkv_block::{BlockKey, Location, Tier};
 use flexkv_index::{OwnerId, OwnerRun};
 
 use crate::Shared;
@@ -116,11 +116,18 @@ fn of<'a, T>(run: &OwnerRun, all: &'a [T]) -> &'a [T] {
     &all[run.start..run.start + run.len]
 }
 
-/// Who of `holders` has block `index`.
+/// Who of `holders` has block `index`: those that have it in memory if there are any, else those that
+/// would have to bring it there.
 pub(crate) fn holders(holders: &[Holder], index: usize) -> Holders {
-    let having = holders.iter().enumerate();
-    let having = having.filter(|(_, holder)| holder.locations[index].is_some());
-    having.fold(0, |set, (place, _)| set | plan::bit(place))
+    let set_of = |tier: Tier| {
+        let having = holders.iter().enumerate();
+        let having = having.filter(|(_, it)| it.locations[index].is_some_and(|at| at.tier == tier));
+        having.fold(0, |set, (place, _)| set | plan::bit(place))
+    };
+    match set_of(Tier::Host) {
+        0 => set_of(Tier::Ssd),
+        memory => memory,
+    }
 }
 
 /// Spreads readers and prompts over owners.

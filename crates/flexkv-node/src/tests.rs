@@ -2,6 +2,8 @@
 
 mod fetching;
 
+mod near;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,26 +12,27 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
 use flexkv_ports::conformance::{self, CacheUnderTest};
 use flexkv_ports::{
-    BlockTier, BoxFuture, Faults, FaultyTransport, FetchOutcome, Fetched, Filled, HeapHub,
-    HeapStore, HeapTier, HeapTransport, KvCache, LoadStatus, Loaded, Suspect, Ticket, TierShape,
-    TransportFaults, Want, suspects,
+    BlockTier, Faults, FaultyTransport, Filled, HeapHub, HeapStagedTier, HeapStore, HeapTier,
+    HeapTransport, KvCache, LoadStatus, Loaded, Suspect, Ticket, TierShape, TransportFaults,
+    suspects,
 };
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
+use self::near::Near;
 use super::*;
 
-const BLOCK_BYTES: usize = 64;
+pub(crate) const BLOCK_BYTES: usize = 64;
 const NAMESPACE: NamespaceId = NamespaceId::from_u128(5);
 
 /// Nodes that share a store and a network.
-struct World {
+pub(crate) struct World {
     store: HeapStore,
-    hub: HeapHub,
+    pub(crate) hub: HeapHub,
 }
 
-struct TestNode {
-    node: Arc<Node>,
-    tier: Arc<HeapTier>,
+pub(crate) struct TestNode {
+    pub(crate) node: Arc<Node>,
+    pub(crate) tier: Arc<HeapTier>,
     faults: Faults,
     metrics: Snapshotter,
     /// Counters so far; a snapshot of the recorder has only what came since the last one.
@@ -37,15 +40,59 @@ struct TestNode {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             store: HeapStore::new(),
             hub: HeapHub::new(),
         }
     }
 
-    fn node(&self, name: &str, slots: u32) -> TestNode {
+    pub(crate) fn node(&self, name: &str, slots: u32) -> TestNode {
         self.node_with(name, slots, Spec::default())
+    }
+
+    /// A node that prefers `near`, which stages nothing, and how many blocks it asked of it.
+    pub(crate) fn with_near(&self, name: &str, slots: u32) -> (TestNode, impl Fn() -> usize) {
+        let near = Arc::new(Near {
+            inner: HeapTransport::new(self.hub.clone()),
+            asked: AtomicUsize::new(0),
+        });
+        let spec = Spec {
+            near: Some(near.clone()),
+            ..Spec::default()
+        };
+        let started = self.node_with(name, slots, spec);
+        (started, move || near.asked.load(Ordering::Relaxed))
+    }
+
+    /// A node with an SSD.
+    pub(crate) fn staged(
+        &self,
+        name: &str,
+        slots: u32,
+        ssd: &HeapStagedTier,
+        admission: Admission,
+    ) -> TestNode {
+        self.over(name, slots, Arc::new(ssd.clone()), admission)
+    }
+
+    /// A node with any staged tier.
+    pub(crate) fn over(
+        &self,
+        name: &str,
+        slots: u32,
+        staged: Arc<dyn StagedTier>,
+        admission: Admission,
+    ) -> TestNode {
+        let spec = Spec {
+            staged: Some(staged),
+            admission,
+            ..Spec::default()
+        };
+        let started = self.node_with(name, slots, spec);
+        let stager: std::sync::Weak<Node> = Arc::downgrade(&started.node);
+        self.hub.register_stager(name, stager);
+        started
     }
 
     fn node_with(&self, name: &str, slots: u32, spec: Spec) -> TestNode {
@@ -63,6 +110,7 @@ impl World {
         let config = NodeConfig {
             endpoints: vec![endpoint.clone(), endpoint.replace("mem:", "near:")],
             locality: spec.locality.to_owned(),
+            admission: spec.admission,
             ..NodeConfig::new(name.parse().expect("a name"), NAMESPACE)
         };
         let seed = name.bytes().map(u64::from).sum();
@@ -70,6 +118,7 @@ impl World {
         let far: Arc<dyn Transport> = Arc::new(transport);
         let ports = NodePorts {
             tier: tier.clone(),
+            staged: spec.staged,
             store: Some(Arc::new(self.store.clone())),
             transports: near.into_iter().chain([far]).collect(),
             rng: fastrand::Rng::with_seed(seed),
@@ -94,6 +143,8 @@ struct Spec {
     locality: &'static str,
     /// A transport that it prefers to the usual one.
     near: Option<Arc<Near>>,
+    staged: Option<Arc<dyn StagedTier>>,
+    admission: Admission,
 }
 
 impl Default for Spec {
@@ -102,48 +153,14 @@ impl Default for Spec {
             block_bytes: BLOCK_BYTES,
             locality: "",
             near: None,
+            staged: None,
+            admission: Admission::default(),
         }
     }
 }
 
-/// A transport that reaches every second block.
-struct Near {
-    inner: HeapTransport,
-    asked: AtomicUsize,
-}
-
-impl Transport for Near {
-    fn scheme(&self) -> &'static str {
-        "near"
-    }
-
-    fn fetch<'a>(
-        &'a self,
-        endpoint: &'a str,
-        wants: Vec<Want>,
-        deadline: Duration,
-    ) -> BoxFuture<'a, Vec<Fetched>> {
-        self.asked.fetch_add(wants.len(), Ordering::Relaxed);
-        let endpoint = endpoint.replace("near:", "mem:");
-        Box::pin(async move {
-            let mut fetched = Vec::new();
-            for (place, want) in wants.into_iter().enumerate() {
-                if place % 2 == 0 {
-                    fetched.extend(self.inner.fetch(&endpoint, vec![want], deadline).await);
-                } else {
-                    fetched.push(Fetched {
-                        outcome: FetchOutcome::Unreachable,
-                        into: want.into,
-                    });
-                }
-            }
-            fetched
-        })
-    }
-}
-
 impl TestNode {
-    async fn store(&self, keys: &[BlockKey], first: usize) {
+    pub(crate) async fn store(&self, keys: &[BlockKey], first: usize) {
         let grant = self.node.store(keys, first).await.expect("store");
         let mut filled = Vec::new();
         for (index, slot) in grant.slots.iter().enumerate() {
@@ -162,7 +179,7 @@ impl TestNode {
     }
 
     /// Loads all of `keys` that exist and checks every byte.
-    async fn load(&self, keys: &[BlockKey]) -> Loaded {
+    pub(crate) async fn load(&self, keys: &[BlockKey]) -> Loaded {
         let hit = self.node.match_prefix(keys).await.expect("match");
         self.node
             .load(hit.ticket, hit.blocks, Duration::from_secs(5))
@@ -177,14 +194,14 @@ impl TestNode {
         loaded
     }
 
-    async fn found(&self, keys: &[BlockKey]) -> usize {
+    pub(crate) async fn found(&self, keys: &[BlockKey]) -> usize {
         let hit = self.node.match_prefix(keys).await.expect("match");
         self.node.release(hit.ticket).await.expect("release");
         hit.blocks
     }
 
     /// Waits until this node finds `blocks` of `keys`.
-    async fn sees(&self, keys: &[BlockKey], blocks: usize) {
+    pub(crate) async fn sees(&self, keys: &[BlockKey], blocks: usize) {
         for _ in 0..300 {
             if self.found(keys).await == blocks {
                 return;
@@ -195,7 +212,7 @@ impl TestNode {
     }
 
     /// Waits until this node knows `peers` peers.
-    async fn knows(&self, peers: usize) {
+    pub(crate) async fn knows(&self, peers: usize) {
         for _ in 0..300 {
             if self.node.peers() == peers {
                 return;
@@ -206,7 +223,7 @@ impl TestNode {
     }
 
     /// Sum of a counter over all label sets that contain `label`; of all if that is empty.
-    fn counter(&self, name: &str, label: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str, label: &str) -> u64 {
         let mut counted = self.counted.lock().expect("no panic elsewhere");
         for (key, _, _, value) in self.metrics.snapshot().into_vec() {
             if let DebugValue::Counter(n) = value {
@@ -224,7 +241,7 @@ impl TestNode {
     }
 }
 
-fn keys(prompt: u64, count: u64) -> Vec<BlockKey> {
+pub(crate) fn keys(prompt: u64, count: u64) -> Vec<BlockKey> {
     let mix = |i: u64| {
         (u128::from(prompt) << 64)
             | u128::from((prompt * 1000 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15))
@@ -246,6 +263,7 @@ async fn a_node_alone_passes_the_cache_suite() {
         });
         let ports = NodePorts {
             tier: Arc::new(tier),
+            staged: None,
             store: None,
             transports: Vec::new(),
             rng: fastrand::Rng::with_seed(1),
@@ -404,7 +422,7 @@ async fn a_bit_flip_in_local_memory_never_reaches_an_engine() {
     assert_eq!(b.counter("flexkv_local_corrupt_blocks_total", ""), 1);
 }
 
-fn flip(tier: &HeapTier, location: Location, key: BlockKey) {
+pub(crate) fn flip(tier: &HeapTier, location: Location, key: BlockKey) {
     let slot = tier.pin(location, key).expect("there");
     let mut byte = [0];
     slot.bytes().read(9, &mut byte);
@@ -511,6 +529,7 @@ async fn two_nodes_with_one_name_are_two_owners() {
     };
     let ports = NodePorts {
         tier,
+        staged: None,
         store: Some(Arc::new(world.store.clone())),
         transports: vec![Arc::new(HeapTransport::new(world.hub.clone()))],
         rng: fastrand::Rng::with_seed(99),

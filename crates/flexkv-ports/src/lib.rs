@@ -28,7 +28,7 @@ pub use heap::{
 pub use memory::{Memory, MemorySlice, PastCaches, copy_past_caches};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use removals::{RemovalFeed, Removals, Removed};
-pub use staged::{ReadRefusal, StagedBlock, StagedRead, StagedTier, WriteRefusal};
+pub use staged::{ReadRefusal, StagedBlock, StagedRead, StagedTier, Stager, WriteRefusal};
 pub use suspects::{Suspect, SuspectReceiver, SuspectSender, suspects};
 pub use tier::{
     BlockTier, Eviction, PinRefusal, ReadSlot, SlotOwner, TierShape, TierUsage, WriteSlot,

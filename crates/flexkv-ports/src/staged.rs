@@ -4,6 +4,8 @@
 //! The tier knows which bytes are where and whether they may be overwritten. Which block is worth
 //! writing, and which should go, is decided elsewhere.
 
+use std::time::Duration;
+
 use flexkv_block::{BlockKey, Checksum, Location};
 use futures_util::future::BoxFuture;
 
@@ -99,4 +101,15 @@ pub trait StagedTier: Send + Sync + 'static {
     /// Whatever was written before the call survives a loss of power once the future is ready;
     /// `false` if the storage refused that.
     fn sync(&self) -> BoxFuture<'static, bool>;
+}
+
+/// Brings blocks into memory for peers that know them to lie in a slower tier.
+pub trait Stager: Send + Sync + 'static {
+    /// Holds the blocks for reading, those of a slower tier once they are in memory. One answer per
+    /// want, in order; `None` for a block that is not there, or not in memory within `deadline`.
+    fn stage(
+        &self,
+        wants: Vec<(Location, BlockKey)>,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Vec<Option<ReadSlot>>>;
 }

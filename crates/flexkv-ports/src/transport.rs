@@ -60,6 +60,12 @@ pub trait Transport: Send + Sync + 'static {
         false
     }
 
+    /// Whether peers bring blocks to memory for it that lie in a slower tier. Otherwise such blocks
+    /// are `Stale` to it.
+    fn stages(&self) -> bool {
+        false
+    }
+
     /// Fetches `wants` from the peer at `endpoint` within `deadline`. The answer has one entry per
     /// want, in order. Blocks are independent: one may fail and the next arrive.
     /// Dropping the future cancels; buffers then return to their tier once no I/O touches them.

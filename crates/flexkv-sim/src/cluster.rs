@@ -1,13 +1,15 @@
 //! The simulated cluster: real nodes over simulated stores, tiers and a simulated network.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use flexkv_block::{NamespaceId, Tier};
 use flexkv_index::NodeName;
-use flexkv_node::{Node, NodeConfig, NodePorts};
-use flexkv_ports::{BlockTier, HeapHub, HeapTier, MetadataStore, TierShape};
+use flexkv_node::{Admission, Node, NodeConfig, NodePorts};
+use flexkv_ports::{
+    BlockTier, HeapHub, HeapStagedTier, HeapTier, MetadataStore, StagedTier, TierShape,
+};
 use metrics::NoopRecorder;
 
 use crate::network::Network;
@@ -20,6 +22,9 @@ use crate::store::Store;
 pub(crate) struct Shape {
     pub(crate) nodes: usize,
     pub(crate) slots: u32,
+    /// Slots of each node's SSD, which a crash leaves as it is; none if 0.
+    pub(crate) ssd_slots: u32,
+    pub(crate) admission: Admission,
     pub(crate) block_bytes: usize,
     /// The last node calls itself what the first one does.
     pub(crate) twins: bool,
@@ -47,6 +52,8 @@ pub(crate) struct Cluster {
     pub(crate) pauses: Pauses,
     hub: HeapHub,
     running: Mutex<BTreeMap<String, Running>>,
+    /// Of nodes that run and of those that do not.
+    ssds: Mutex<BTreeMap<String, HeapStagedTier>>,
     rng: Mutex<fastrand::Rng>,
 }
 
@@ -63,6 +70,7 @@ impl Cluster {
             pauses,
             hub,
             running: Mutex::default(),
+            ssds: Mutex::default(),
             rng: Mutex::new(rng.fork()),
         }
     }
@@ -89,6 +97,7 @@ impl Cluster {
             log_queue_bytes: self.shape.queue_bytes,
             log_rotate_bytes: self.shape.rotate_bytes,
             store_bytes_per_second: self.shape.store_bytes_per_second,
+            admission: self.shape.admission,
             ..defaults
         };
         match self.plant {
@@ -97,7 +106,23 @@ impl Cluster {
         }
     }
 
-    /// Starts node `name` with an empty tier and a new incarnation.
+    /// The SSD of node `name`, with what its earlier lives left there.
+    fn ssd(&self, name: &str) -> Option<Arc<dyn StagedTier>> {
+        let Shape {
+            ssd_slots,
+            block_bytes,
+            ..
+        } = self.shape;
+        if ssd_slots == 0 {
+            return None;
+        }
+        let mut ssds = self.ssds.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || HeapStagedTier::new(ssd_slots, block_bytes);
+        let ssd = ssds.entry(name.to_owned()).or_insert_with(fresh);
+        Some(Arc::new(ssd.reopened()))
+    }
+
+    /// Starts node `name` with empty memory and a new incarnation.
     pub(crate) fn start(&self, name: &str) {
         let shape = TierShape {
             tier: Tier::Host,
@@ -118,12 +143,15 @@ impl Cluster {
             .fork();
         let ports = NodePorts {
             tier: tier.clone(),
+            staged: self.ssd(name),
             store: Some(store),
             transports: vec![Arc::new(self.network.transport(name))],
             rng,
         };
         let node = Node::start(self.config(name, endpoint), ports, &NoopRecorder)
             .unwrap_or_else(|error| unreachable!("a short name and endpoint: {error}"));
+        let stager: Weak<Node> = Arc::downgrade(&node);
+        self.hub.register_stager(name, stager);
         self.running()
             .insert(name.to_owned(), Running { node, tier });
     }
@@ -153,6 +181,13 @@ impl Cluster {
         self.running()
             .get(name)
             .map_or(0, |running| running.tier.free_slots())
+    }
+
+    /// Blocks that the SSD of node `name` holds.
+    pub(crate) fn ssd_blocks(&self, name: &str) -> usize {
+        let ssds = self.ssds.lock().unwrap_or_else(PoisonError::into_inner);
+        ssds.get(name)
+            .map_or(0, |ssd| ssd.shape().slots as usize - ssd.free_slots())
     }
 
     /// What the cluster is like.

@@ -110,6 +110,10 @@ impl Transport for SimTransport {
         self.inner.scheme()
     }
 
+    fn stages(&self) -> bool {
+        self.inner.stages()
+    }
+
     fn fetch<'a>(
         &'a self,
         endpoint: &'a str,

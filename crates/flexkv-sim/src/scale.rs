@@ -114,6 +114,8 @@ impl Large {
         let shape = Shape {
             nodes: options.nodes,
             slots: options.slots,
+            ssd_slots: 0,
+            admission: flexkv_node::Admission::default(),
             block_bytes: BlockKey::BYTES,
             twins: false,
             entry_blocks: 4096,

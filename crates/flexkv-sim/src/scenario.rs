@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flexkv_block::BlockKey;
+use flexkv_node::Admission;
 
 use crate::checkers::{bounds, convergence, leaks, repeat, serving};
 use crate::cluster::{Cluster, Shape};
@@ -87,6 +88,8 @@ fn shape(rng: &mut fastrand::Rng) -> Shape {
     Shape {
         nodes: rng.usize(2..6),
         slots: rng.u32(6..60),
+        ssd_slots: if rng.bool() { rng.u32(1..200) } else { 0 },
+        admission: [Admission::Computed, Admission::Reused, Admission::All][rng.usize(..3)],
         block_bytes: rng.usize(16..200),
         twins: rng.u8(..4) == 0,
         entry_blocks: if rng.bool() { 8 } else { 4096 },

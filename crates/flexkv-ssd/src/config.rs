@@ -6,6 +6,11 @@ use std::sync::Arc;
 use flexkv_block::NamespaceId;
 use flexkv_ports::Memory;
 
+use crate::format::Geometry;
+
+/// Largest size of one file, unless set otherwise.
+const SEGMENT_BYTES: u64 = 1 << 30;
+
 /// A directory of the tier: usually one device each.
 #[derive(Clone, Debug)]
 pub struct SsdDir {
@@ -13,6 +18,26 @@ pub struct SsdDir {
     pub path: PathBuf,
     /// How many bytes the files may take, headers included.
     pub bytes: u64,
+}
+
+impl SsdDir {
+    /// A directory at `path` with room for `blocks` blocks of `block_bytes` bytes, in files of the
+    /// default size.
+    pub fn for_blocks(path: PathBuf, blocks: u32, block_bytes: usize) -> Self {
+        let any = NamespaceId::from_u128(0);
+        let geometry = Geometry::new(any, block_bytes, SEGMENT_BYTES);
+        let (full, rest) = (blocks / geometry.per_segment, blocks % geometry.per_segment);
+        let full = u64::from(full) * geometry.segment_bytes(geometry.per_segment);
+        let rest = if rest > 0 {
+            geometry.segment_bytes(rest)
+        } else {
+            0
+        };
+        Self {
+            path,
+            bytes: full + rest,
+        }
+    }
 }
 
 /// How transfers reach the kernel.
@@ -58,7 +83,7 @@ impl SsdConfig {
             block_bytes,
             engine: EngineChoice::Auto,
             depth: 32,
-            segment_bytes: 1 << 30,
+            segment_bytes: SEGMENT_BYTES,
             memory: Vec::new(),
             rng: fastrand::Rng::new(),
         }

@@ -1,54 +1,6 @@
 //! The bytes on disk, version 1. All numbers are little-endian; every structure carries an XXH3-64
 //! of its own bytes. Knows nothing of files: text comes in and goes out as bytes.
-//!
-//! A directory of the tier holds, for each namespace and size of blocks, one directory named
-//! `NAMESPACE-BYTES` (32 hex digits, decimal). In it:
-//!
-//! ```text
-//! lock            empty; its holder is the only process that uses the directory
-//! segment-NNNNN   slots (below), numbered from 00000
-//! journal         which slot holds which block (below)
-//! ```
-//!
-//! Segment: one page of 4096 bytes with a segment header, then slots of `stride` bytes each: a page
-//! with a frame, then the block's bytes, rounded up to 4096.
-//!
-//! ```text
-//! segment header                                  frame page
-//! offset size field                               offset size field
-//!      0    4 magic "FKVS"                             0   64 block frame header (docs/protocol.md);
-//!      4    2 version, 1                                      its location is tier SSD and the
-//!      6    2 reserved, 0                                     slot's number within the directory
-//!      8    8 epoch                                   64    8 epoch
-//!     16   16 namespace                               72   16 key of the block before it, or 0
-//!     32    8 bytes of a block                        88    8 1 if there is one before it, else 0
-//!     40    4 number of the segment                   96    8 XXH3-64 of bytes 0..96
-//!     44    4 slots in it                            104 3992 reserved, 0
-//!     48    4 slots in a full segment
-//!     52    4 reserved, 0
-//!     56    8 XXH3-64 of bytes 0..56
-//!     64 4032 reserved, 0
-//! ```
-//! `epoch` is a random number chosen when the directory was made; what carries another one is not
-//! of this directory's life.
-//!
-//! Journal: a header of 64 bytes, then records of 64 bytes, each appended after what it tells of
-//! has been written.
-//!
-//! ```text
-//! journal header                                  record
-//! offset size field                               offset size field
-//!      0    4 magic "FKVJ"                             0    2 kind: 1 held, 2 freed, 3 closed
-//!      4    2 version, 1                               2    2 1 if there is a block before it, else 0
-//!      6    2 reserved, 0                              4    4 slot's number within the directory
-//!      8    8 epoch                                    8    4 generation
-//!     16   16 boot id of the machine                  12    4 reserved, 0
-//!     32   24 reserved, 0                             16   16 key
-//!     56    8 XXH3-64 of bytes 0..56                  32   16 key of the block before it, or 0
-//!                                                     48    8 XXH3-64 of the block's bytes
-//!                                                     56    8 XXH3-64 of bytes 0..56, seed: epoch
-//! ```
-//! `closed` (all else 0) is the last record of a tier that was closed with everything on the device.
+//! docs/protocol.md has them byte by byte.
 
 use flexkv_block::{
     BlockKey, Checksum, FrameHeader, Generation, Location, NamespaceId, SlotId, Tier,

@@ -23,6 +23,23 @@ pub struct SsdStats {
     pub lost_dirs: u64,
 }
 
+impl SsdStats {
+    /// The sums of two tiers.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            written_blocks: self.written_blocks + other.written_blocks,
+            read_blocks: self.read_blocks + other.read_blocks,
+            recovered_blocks: self.recovered_blocks + other.recovered_blocks,
+            corrupt_blocks: self.corrupt_blocks + other.corrupt_blocks,
+            io_errors: self.io_errors + other.io_errors,
+            refused_busy: self.refused_busy + other.refused_busy,
+            lost_slots: self.lost_slots + other.lost_slots,
+            lost_dirs: self.lost_dirs + other.lost_dirs,
+        }
+    }
+}
+
 /// The counters behind [`SsdStats`].
 #[derive(Debug, Default)]
 pub(crate) struct Stats {

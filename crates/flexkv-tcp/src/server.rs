@@ -6,15 +6,15 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use flexkv_block::{BlockLayout, NamespaceId};
 use flexkv_handshake::{Credential, Refusals};
-use flexkv_ports::BlockTier;
+use flexkv_ports::{BlockTier, Stager};
 
-use crate::session::Session;
+use crate::session::{Session, Source};
 use crate::transport::SCHEME;
 
 /// Connections beyond the bound that are let in only to be told why they are refused.
@@ -107,6 +107,8 @@ pub struct TcpServer {
 
 struct Shared {
     tier: Arc<dyn BlockTier>,
+    /// Brings what lies in other tiers.
+    stager: OnceLock<Arc<dyn Stager>>,
     config: ServerConfig,
     served: Arc<Tally>,
     state: Mutex<State>,
@@ -145,6 +147,7 @@ impl TcpServer {
         let advertised = config.advertise.unwrap_or_else(|| address.ip());
         let shared = Arc::new(Shared {
             tier,
+            stager: OnceLock::new(),
             config,
             served: Arc::default(),
             state: Mutex::default(),
@@ -161,6 +164,12 @@ impl TcpServer {
             shared,
             accepting: Some(accepting),
         })
+    }
+
+    /// Serves blocks of other tiers, too: `stager` brings them to memory. The first one stays.
+    pub fn stage_with(&self, stager: Arc<dyn Stager>) {
+        // A second one would be a mistake of no consequence: the first does the same.
+        self.shared.stager.get_or_init(|| stager);
     }
 
     /// Where it listens.
@@ -293,6 +302,13 @@ impl Shared {
         })
     }
 
+    fn source(&self) -> Source<'_> {
+        Source {
+            tier: &*self.tier,
+            stager: self.stager.get().map(|stager| &**stager),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -325,7 +341,7 @@ struct Registered {
 impl Registered {
     fn serve(self, stream: Arc<TcpStream>, peer: SocketAddr, admitted: bool) {
         let shared = self.shared.clone();
-        let session = Session::new(&stream, &*shared.tier, &shared.config, &shared.served);
+        let session = Session::new(&stream, &shared.source(), &shared.config, &shared.served);
         let (result, held) = session.run(&|reader| shared.place(reader, admitted));
         if let Err(error) = result {
             tracing::debug!(%error, %peer, "connection ended");

@@ -10,11 +10,12 @@ use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use flexkv_block::FrameHeader;
+use flexkv_block::{BlockKey, FrameHeader, Location};
 use flexkv_handshake::{
     Answering, CONFIRM_BYTES, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Terms,
 };
-use flexkv_ports::{BlockTier, MemorySlice, ReadSlot};
+use flexkv_ports::{BlockTier, MemorySlice, ReadSlot, Stager};
+use futures_executor::block_on;
 use rustix::fs::sendfile;
 use rustix::net::sockopt;
 use thiserror::Error;
@@ -56,10 +57,21 @@ pub(crate) enum SessionError {
 /// Gives a reader its place, or says why there is none.
 pub(crate) type Admit<'a> = &'a dyn Fn(&str) -> Result<Place, String>;
 
+/// Where blocks come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) tier: &'a dyn BlockTier,
+    /// Brings blocks of other tiers to memory.
+    pub(crate) stager: Option<&'a dyn Stager>,
+}
+
+/// A block that was asked for, and its pin if it is there.
+type Found = (Option<Location>, Option<ReadSlot>);
+
 /// What a connection needs of its server.
 pub(crate) struct Session<'a> {
     stream: &'a TcpStream,
-    tier: &'a dyn BlockTier,
+    source: Source<'a>,
     config: &'a ServerConfig,
     served: &'a Tally,
     inbox: Inbox,
@@ -79,13 +91,13 @@ impl<'a> Session<'a> {
     /// A connection that was just accepted.
     pub(crate) fn new(
         stream: &'a TcpStream,
-        tier: &'a dyn BlockTier,
+        source: &Source<'a>,
         config: &'a ServerConfig,
         served: &'a Tally,
     ) -> Self {
         Self {
             stream,
-            tier,
+            source: *source,
             config,
             served,
             inbox: Inbox::new(),
@@ -139,7 +151,7 @@ impl<'a> Session<'a> {
         let terms = Terms {
             magic: MAGIC,
             version: VERSION,
-            block_bytes: self.tier.shape().block_bytes as u32,
+            block_bytes: self.source.tier.shape().block_bytes as u32,
             namespace: self.config.namespace,
         };
         let hello = self.inbox.take::<HELLO_BYTES>(&mut reading)?;
@@ -194,7 +206,7 @@ impl<'a> Session<'a> {
 
     /// Whether the request asks for more bytes than one may.
     fn is_oversized(&self, request: &Request) -> bool {
-        let block_bytes = self.tier.shape().block_bytes;
+        let block_bytes = self.source.tier.shape().block_bytes;
         let most = (self.config.max_request_bytes / block_bytes).max(1);
         request.count as usize > most
     }
@@ -255,33 +267,45 @@ impl<'a> Session<'a> {
         if self.held.len() >= MAX_HELD {
             return Err(SessionError::Unreleased);
         }
-        let blocks: Vec<_> = entries.iter().map(|entry| self.pin(entry)).collect();
         let patience = Duration::from_millis(request.patience_ms.into());
         let until = deadline::until(patience.min(self.config.response_time));
+        let blocks = self.pin(entries, until)?;
         self.send(request.id, blocks, until)
     }
 
-    fn pin(&self, entry: &Entry) -> Option<ReadSlot> {
-        let location = entry.location()?;
-        if location.tier != self.tier.shape().tier {
-            return None;
+    /// Pins what is there. Blocks that are in other tiers are waited for.
+    fn pin(&self, entries: &[Entry], until: Instant) -> io::Result<Vec<Found>> {
+        let Source { tier, stager } = self.source;
+        let here = tier.shape().tier;
+        let mut elsewhere: Vec<(Location, BlockKey)> = Vec::new();
+        let mut places = Vec::new();
+        let mut found: Vec<Found> = Vec::with_capacity(entries.len());
+        for (place, entry) in entries.iter().enumerate() {
+            let location = entry.location();
+            let in_memory = location.filter(|at| at.tier == here);
+            let pin = in_memory.and_then(|at| tier.pin(at, entry.key).ok());
+            // What is not where it was may have moved to another tier meanwhile.
+            if let (Some(at), None) = (location, &pin) {
+                elsewhere.push((at, entry.key));
+                places.push(place);
+            }
+            found.push((location, pin));
         }
-        self.tier.pin(location, entry.key).ok()
+        if let (Some(stager), false) = (stager, elsewhere.is_empty()) {
+            let staged = stager.stage(elsewhere, deadline::left(until)?);
+            for (place, pin) in places.into_iter().zip(block_on(staged)) {
+                found[place].1 = pin;
+            }
+        }
+        Ok(found)
     }
 
-    fn send(
-        &mut self,
-        id: u32,
-        blocks: Vec<Option<ReadSlot>>,
-        until: Instant,
-    ) -> Result<(), SessionError> {
+    fn send(&mut self, id: u32, blocks: Vec<Found>, until: Instant) -> Result<(), SessionError> {
         let least = self.config.by_reference;
-        let held = blocks
-            .iter()
-            .flatten()
-            .any(|pin| file(pin, least).is_some());
+        let by_file = |(_, pin): &Found| pin.as_ref().is_some_and(|pin| file(pin, least).is_some());
+        let held = blocks.iter().any(by_file);
         let head = head(id, held, &blocks);
-        let pins: Vec<_> = blocks.into_iter().flatten().collect();
+        let pins: Vec<_> = blocks.into_iter().filter_map(|(_, pin)| pin).collect();
         let count = pins.len() as u64;
         let bytes = pins.iter().map(|pin| pin.bytes().len() as u64).sum();
         let mut writing = Timed::writing(self.stream, until);
@@ -314,7 +338,8 @@ fn file(pin: &ReadSlot, least: Option<usize>) -> Option<BorrowedFd<'_>> {
 }
 
 /// The response and its answers.
-fn head(id: u32, held: bool, blocks: &[Option<ReadSlot>]) -> Vec<u8> {
+/// A staged block is answered as what was asked for, wherever it lies now.
+fn head(id: u32, held: bool, blocks: &[Found]) -> Vec<u8> {
     let mut head = Vec::with_capacity(RESPONSE_BYTES + ANSWER_BYTES * blocks.len());
     let count = blocks.len() as u32;
     let response = Response {
@@ -324,11 +349,11 @@ fn head(id: u32, held: bool, blocks: &[Option<ReadSlot>]) -> Vec<u8> {
         count,
     };
     head.extend_from_slice(&response.encode());
-    for block in blocks {
-        let answer = block.as_ref().map_or(Answer::Stale, |pin| {
+    for (asked, pin) in blocks {
+        let answer = pin.as_ref().map_or(Answer::Stale, |pin| {
             Answer::Found(FrameHeader {
                 key: pin.key(),
-                location: pin.location(),
+                location: asked.unwrap_or_else(|| pin.location()),
                 length: pin.bytes().len() as u32,
                 checksum: pin.checksum(),
             })

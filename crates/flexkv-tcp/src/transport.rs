@@ -173,6 +173,10 @@ impl Transport for TcpTransport {
         SCHEME
     }
 
+    fn stages(&self) -> bool {
+        true
+    }
+
     fn fetch<'a>(
         &'a self,
         endpoint: &'a str,

@@ -146,10 +146,10 @@ struct Interrupted;
 /// Arguments that do not fit together.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; see --help")]
-struct Usage(&'static str);
+struct Usage(String);
 
-fn usage(reason: &'static str) -> anyhow::Error {
-    Usage(reason).into()
+fn usage(reason: impl std::fmt::Display) -> anyhow::Error {
+    Usage(reason.to_string()).into()
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -16,15 +16,16 @@ use flexkv_block::{
     BlockKey, BlockLayout, ClusterSecret, LayerShape, Namespace, NamespaceId, RequestScope, Shard,
 };
 use flexkv_engine::EngineClient;
-use flexkv_index::NodeName;
-use flexkv_node::NodeConfig;
+use flexkv_index::{NodeName, PolicyKind};
+use flexkv_node::{Admission, NodeConfig};
 use flexkv_ports::{HeapStore, KvCache, MetadataStore};
 use flexkv_redis::RedisStore;
+use flexkv_ssd::{SsdDir, SsdStats};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 pub use self::processes::ProcessCluster;
-use crate::config::{MemorySetting, RedisSetting};
+use crate::config::{MemorySetting, RedisSetting, SsdSetting};
 use crate::instance::{Instance, InstanceSpec};
 
 /// How long the nodes of a cluster may take to find each other.
@@ -90,12 +91,28 @@ pub enum Metadata {
     Redis(RedisSetting),
 }
 
+/// What the nodes of a cluster keep on SSD.
+#[derive(Clone, Debug)]
+pub struct ClusterSsd {
+    /// Blocks that each node keeps there.
+    pub slots: u32,
+    /// Where folders for the nodes are made, and removed afterwards; in that of temporary files if
+    /// none.
+    pub dir: Option<PathBuf>,
+    /// Which blocks are written.
+    pub admission: Admission,
+}
+
 /// A cluster to start.
 pub struct ClusterSpec {
     /// How many nodes.
     pub nodes: usize,
-    /// Blocks that each node keeps.
+    /// Blocks that each node keeps in memory.
     pub slots: u32,
+    /// What nodes give up first.
+    pub policy: PolicyKind,
+    /// Where each node keeps more, if anywhere.
+    pub ssd: Option<ClusterSsd>,
     /// Where they find each other.
     pub metadata: Metadata,
     /// What the blocks are.
@@ -105,6 +122,34 @@ pub struct ClusterSpec {
 }
 
 impl ClusterSpec {
+    /// The SSD of node `number`, in `folder`.
+    fn ssd(&self, folder: Option<&TempDir>, number: usize) -> Option<SsdSetting> {
+        let (ssd, folder) = (self.ssd.as_ref()?, folder?);
+        let path = folder.path().join(format!("ssd-{number}"));
+        let block_bytes = self.deployment.block_bytes;
+        let dir = SsdDir::for_blocks(path, ssd.slots, block_bytes);
+        Some(SsdSetting {
+            admission: ssd.admission,
+            policy: self.policy,
+            ..SsdSetting::new(vec![dir])
+        })
+    }
+
+    /// The folder of the nodes' SSDs, which goes with the cluster.
+    fn ssd_folder(&self) -> Result<Option<TempDir>> {
+        let Some(ssd) = &self.ssd else {
+            return Ok(None);
+        };
+        let dir = ssd.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new()
+            .prefix("flexkv-ssd-")
+            .tempdir_in(&dir);
+        let shown = dir.display();
+        folder
+            .map(Some)
+            .with_context(|| format!("cannot make a folder in {shown}"))
+    }
+
     /// Peers that every node sees once the cluster is formed.
     fn peers(&self) -> usize {
         match self.metadata {
@@ -117,6 +162,8 @@ impl ClusterSpec {
 /// A cluster of nodes in this process.
 pub struct LocalCluster {
     instances: Vec<Instance>,
+    /// Folder of the nodes' SSDs.
+    _ssds: Option<TempDir>,
     /// Folder of the engines' sockets.
     folder: TempDir,
 }
@@ -124,7 +171,7 @@ pub struct LocalCluster {
 impl LocalCluster {
     /// Starts the nodes and waits until all see each other.
     pub async fn start(spec: &ClusterSpec) -> Result<Self> {
-        let folder = folder()?;
+        let (folder, ssds) = (folder()?, spec.ssd_folder()?);
         let embedded = Arc::new(HeapStore::default());
         let secret = fastrand::Rng::new().u128(..).to_le_bytes().to_vec();
         let mut instances = Vec::new();
@@ -144,7 +191,9 @@ impl LocalCluster {
                     slots: spec.slots,
                     huge_pages: false,
                     populate: false,
+                    policy: spec.policy,
                 },
+                ssd: spec.ssd(ssds.as_ref(), number),
                 block_bytes: deployment.block_bytes,
                 store,
                 secret: secret.clone(),
@@ -163,12 +212,22 @@ impl LocalCluster {
             }
             sleep(LOOK_EVERY).await;
         }
-        Ok(Self { instances, folder })
+        Ok(Self {
+            instances,
+            _ssds: ssds,
+            folder,
+        })
     }
 
     /// The nodes, as engines in this process see them.
     pub fn caches(&self) -> Vec<Arc<dyn KvCache>> {
         self.instances.iter().map(Instance::cache).collect()
+    }
+
+    /// What the SSDs of all nodes have done, if they have any.
+    pub fn ssd_stats(&self) -> Option<SsdStats> {
+        let all = self.instances.iter().filter_map(Instance::ssd_stats);
+        all.reduce(SsdStats::plus)
     }
 
     /// Attaches an engine to node `number` over its socket, as an engine process does.

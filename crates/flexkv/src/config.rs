@@ -5,6 +5,7 @@
 
 mod fields;
 mod namespace;
+mod ssd;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flexkv_block::{ClusterSecret, NamespaceId};
-use flexkv_index::NodeName;
+use flexkv_index::{NodeName, PolicyKind};
 use flexkv_redis::{Identity, RedisConfig, TlsFiles};
 use toml::Table;
 
 use self::fields::{Fields, Problem};
 pub use self::namespace::NamespaceSetting;
+pub use self::ssd::{SsdSetting, admission_name, parse_admission};
 use crate::units::{parse_bytes, parse_duration};
 
 /// A commented configuration file, as `flexkv node --example-config` prints it.
@@ -39,6 +41,8 @@ pub struct NodeFile {
     pub namespace: NamespaceSetting,
     /// The memory it keeps them in.
     pub memory: MemorySetting,
+    /// Where it keeps more of them, if anywhere.
+    pub ssd: Option<SsdSetting>,
     /// The secret that all nodes and engines of the cluster share.
     pub secret: Vec<u8>,
     /// Redis, if the node is not alone.
@@ -66,6 +70,8 @@ pub struct MemorySetting {
     pub huge_pages: bool,
     /// Take all of it at the start.
     pub populate: bool,
+    /// What it gives up first.
+    pub policy: PolicyKind,
 }
 
 /// The address that peers are told.
@@ -185,6 +191,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
     let any_secret = ClusterSecret::derive(secret.as_deref().unwrap_or_default());
     let namespace = namespace::read(fields, &any_secret);
     let memory = memory(fields, namespace.map(|namespace| namespace.block_bytes));
+    let ssd = ssd::read(fields);
     let redis = redis(fields, password);
     if let (Some(redis), Some(cluster), Some(namespace)) = (&redis, cluster, namespace)
         && let Err(error) = redis.config(cluster, namespace.id)
@@ -227,6 +234,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
         locality: locality.to_owned(),
         namespace: namespace?,
         memory: memory?,
+        ssd,
         secret: secret?,
         redis,
         shared_memory,
@@ -292,7 +300,11 @@ fn secret(fields: &mut Fields<'_>) -> Option<Vec<u8>> {
 fn memory(fields: &mut Fields<'_>, block_bytes: Option<usize>) -> Option<MemorySetting> {
     let huge_pages = fields.flag("memory.huge_pages").unwrap_or(true);
     let populate = fields.flag("memory.populate").unwrap_or(true);
+    let policy = fields
+        .parsed("memory.policy", str::parse)
+        .unwrap_or_default();
     slots(fields, block_bytes).map(|slots| MemorySetting {
+        policy,
         slots,
         huge_pages,
         populate,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use flexkv_index::PolicyKind;
 use flexkv_ports::CacheError;
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -92,6 +93,8 @@ pub async fn demo(spec: &DemoSpec) -> Result<DemoReport> {
     let mut cluster = ClusterSpec {
         nodes: spec.nodes,
         slots,
+        policy: PolicyKind::default(),
+        ssd: None,
         metadata: Metadata::Alone,
         deployment,
         members_interval: MEMBERS_EVERY,

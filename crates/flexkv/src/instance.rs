@@ -15,11 +15,12 @@ use flexkv_host::{
     HostConfig, HostTier, HostTransport, HostTransportConfig, ShareConfig, ShareServer,
 };
 use flexkv_node::{Node, NodeConfig, NodePorts};
-use flexkv_ports::{KvCache, MetadataStore, Transport};
+use flexkv_ports::{KvCache, MetadataStore, StagedTier, Transport};
+use flexkv_ssd::{SsdConfig, SsdStats, SsdTier};
 use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
-use crate::config::{Advertise, MemorySetting};
+use crate::config::{Advertise, MemorySetting, SsdSetting};
 
 /// What to start.
 pub struct InstanceSpec {
@@ -27,6 +28,8 @@ pub struct InstanceSpec {
     pub node: NodeConfig,
     /// Its memory.
     pub memory: MemorySetting,
+    /// Where more blocks lie, if anywhere.
+    pub ssd: Option<SsdSetting>,
     /// Bytes of a block.
     pub block_bytes: usize,
     /// The metadata store; none for a node that is alone.
@@ -49,6 +52,7 @@ pub struct Instance {
     server: TcpServer,
     share: Option<ShareServer>,
     engines: Option<EngineServer>,
+    ssd: Option<Arc<SsdTier>>,
     metrics: ServerMetrics,
     endpoint: String,
 }
@@ -70,6 +74,18 @@ impl Instance {
         })
         .context("cannot make the arena that blocks lie in")?;
         let arena = tier.memory();
+        let ssd_rules = spec.ssd.as_ref().map(|ssd| (ssd.admission, ssd.policy));
+        let (admission, ssd_policy) = ssd_rules.unwrap_or_default();
+        let ssd = spec.ssd.map(|ssd| {
+            let config = SsdConfig {
+                engine: ssd.engine,
+                memory: vec![arena.clone()],
+                rng: rng.fork(),
+                ..SsdConfig::new(ssd.dirs, namespace, spec.block_bytes)
+            };
+            SsdTier::open(&config).map(Arc::new)
+        });
+        let ssd = ssd.transpose().context("cannot use the SSD")?;
         let credential = Credential::new(&spec.secret, &name);
         let block_bytes = u32::try_from(spec.block_bytes)
             .ok()
@@ -104,15 +120,21 @@ impl Instance {
         transports.push(Arc::new(TcpTransport::new(config)));
         let config = NodeConfig {
             endpoints,
+            admission,
+            policies: [memory.policy, ssd_policy],
             ..spec.node
         };
         let ports = NodePorts {
             tier: Arc::new(tier),
+            staged: ssd.clone().map(|ssd| ssd as Arc<dyn StagedTier>),
             store: spec.store,
             transports,
             rng,
         };
         let node = Node::start(config, ports, recorder).context("cannot start the node")?;
+        if ssd.is_some() {
+            server.stage_with(node.clone());
+        }
         let serve = |socket: PathBuf| {
             EngineServer::start(
                 socket,
@@ -124,6 +146,7 @@ impl Instance {
         let engines = spec.socket.map(serve).transpose();
         let metrics = ServerMetrics::register(recorder, &name);
         Ok(Self {
+            ssd,
             engines: engines.context("cannot serve engines")?,
             node,
             server,
@@ -143,11 +166,17 @@ impl Instance {
         self.node.peers()
     }
 
+    /// What its SSD has done, if it has one.
+    pub fn ssd_stats(&self) -> Option<SsdStats> {
+        self.ssd.as_ref().map(|ssd| ssd.stats())
+    }
+
     /// Brings the metrics up to what is true now; for whoever is about to read them.
     pub fn observer(&self) -> impl Fn() + Send + Sync + use<> {
         let (node, metrics) = (self.node.clone(), self.metrics.clone());
         let sessions = self.engines.as_ref().map(EngineServer::count_sessions);
         let served = self.server.count_served();
+        let ssd = self.ssd.clone();
         move || {
             node.observe();
             let sessions = sessions.as_ref().map_or(0, |count| count());
@@ -155,6 +184,12 @@ impl Instance {
             let served = served();
             metrics.served_blocks.absolute(served.blocks);
             metrics.served_bytes.absolute(served.bytes);
+            if let Some(ssd) = &ssd {
+                let stats = ssd.stats();
+                metrics.ssd_io_errors.absolute(stats.io_errors);
+                metrics.ssd_lost_slots.absolute(stats.lost_slots);
+                metrics.ssd_lost_dirs.absolute(stats.lost_dirs);
+            }
         }
     }
 
@@ -180,6 +215,9 @@ struct ServerMetrics {
     sessions: Gauge,
     served_blocks: Counter,
     served_bytes: Counter,
+    ssd_io_errors: Counter,
+    ssd_lost_slots: Counter,
+    ssd_lost_dirs: Counter,
 }
 
 impl ServerMetrics {
@@ -197,6 +235,18 @@ impl ServerMetrics {
             sessions: recorder.register_gauge(&key(sessions), &metadata),
             served_blocks: counter("flexkv_served_blocks_total", "Blocks sent to peers"),
             served_bytes: counter("flexkv_served_bytes_total", "Bytes of those"),
+            ssd_io_errors: counter(
+                "flexkv_ssd_io_errors_total",
+                "Transfers to or from SSD that the system refused",
+            ),
+            ssd_lost_slots: counter(
+                "flexkv_ssd_lost_slots_total",
+                "Slots on SSD that are not used any more because they failed",
+            ),
+            ssd_lost_dirs: counter(
+                "flexkv_ssd_lost_directories_total",
+                "Directories that are not used any more because they failed",
+            ),
         }
     }
 }

@@ -156,6 +156,7 @@ fn spec(file: &NodeFile, store: Option<Arc<dyn MetadataStore>>) -> InstanceSpec 
             ..defaults
         },
         memory: file.memory,
+        ssd: file.ssd.clone(),
         block_bytes: file.namespace.block_bytes,
         store,
         secret: file.secret.clone(),

@@ -1,5 +1,21 @@
-//! Which block to give up first: the seam, and least recently used. Sees entries as numbers and
-//! knows nothing of keys, locations or tiers.
+//! Which block of a tier to give up first: the seam, and one module for each answer. They see entries
+//! as numbers and know nothing of locations or tiers, nor of how much a tier holds.
+
+use std::fmt;
+use std::str::FromStr;
+
+mod fifo;
+mod lfu;
+mod list;
+mod lru;
+mod s3_fifo;
+mod slru;
+
+pub use fifo::Fifo;
+pub use lfu::Lfu;
+pub use lru::Lru;
+pub use s3_fifo::S3Fifo;
+pub use slru::Slru;
 
 /// Names an entry of a [`super::Residency`] for as long as it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +28,7 @@ impl EntryId {
     /// If there are 2^32 - 1 entries or more; each has a slot of its own, which 32 bits number.
     pub(super) fn new(index: usize) -> Self {
         match u32::try_from(index) {
-            Ok(id) if id != Lru::NONE => Self(id),
+            Ok(id) if id != u32::MAX => Self(id),
             _ => panic!("a tier has fewer than 2^32 - 1 slots"),
         }
     }
@@ -23,10 +39,10 @@ impl EntryId {
     }
 }
 
-/// Decides which block of a tier goes first. All calls take constant time.
+/// Decides which block of a tier goes first. Calls take constant time, on the average of many.
 pub trait EvictionPolicy {
     /// A block came. `parent` is the one before it in its prompt, if that is in this tier too.
-    fn on_insert(&mut self, id: EntryId, parent: Option<EntryId>);
+    fn on_insert(&mut self, id: EntryId, fingerprint: u64, parent: Option<EntryId>);
 
     /// A block that is here was used.
     fn on_touch(&mut self, id: EntryId);
@@ -34,95 +50,86 @@ pub trait EvictionPolicy {
     /// A block went.
     fn on_remove(&mut self, id: EntryId);
 
-    /// The first block to give up, or the one to give up after `after`.
-    fn next_victim(&self, after: Option<EntryId>) -> Option<EntryId>;
+    /// The first block to give up; or, if that cannot go now, the one to give up after `after`.
+    fn next_victim(&mut self, after: Option<EntryId>) -> Option<EntryId>;
 }
 
-/// Gives up the least recently used block first. A new block counts as used just before its parent
-/// was, so that the tail of a prompt goes before its head.
-#[derive(Clone, Debug)]
-pub struct Lru {
-    links: Vec<Links>,
-    /// Used most recently.
-    newest: u32,
-    /// Used least recently.
-    oldest: u32,
-}
+/// A policy that was chosen at run time.
+pub type AnyPolicy = Box<dyn EvictionPolicy + Send>;
 
-#[derive(Clone, Copy, Debug)]
-struct Links {
-    newer: u32,
-    older: u32,
-}
-
-impl Default for Lru {
-    fn default() -> Self {
-        Self {
-            links: Vec::new(),
-            newest: Self::NONE,
-            oldest: Self::NONE,
-        }
-    }
-}
-
-impl Lru {
-    const NONE: u32 = u32::MAX;
-
-    /// Puts `id` directly behind `newer`, or in front of all if that is `NONE`.
-    fn link(&mut self, id: u32, newer: u32) {
-        let older = if newer == Self::NONE {
-            std::mem::replace(&mut self.newest, id)
-        } else {
-            std::mem::replace(&mut self.links[newer as usize].older, id)
-        };
-        if older == Self::NONE {
-            self.oldest = id;
-        } else {
-            self.links[older as usize].newer = id;
-        }
-        self.links[id as usize] = Links { newer, older };
-    }
-
-    fn unlink(&mut self, id: u32) {
-        let Links { newer, older } = self.links[id as usize];
-        if newer == Self::NONE {
-            self.newest = older;
-        } else {
-            self.links[newer as usize].older = older;
-        }
-        if older == Self::NONE {
-            self.oldest = newer;
-        } else {
-            self.links[older as usize].newer = newer;
-        }
-    }
-}
-
-impl EvictionPolicy for Lru {
-    fn on_insert(&mut self, id: EntryId, parent: Option<EntryId>) {
-        if self.links.len() <= id.index() {
-            let none = Links {
-                newer: Self::NONE,
-                older: Self::NONE,
-            };
-            self.links.resize(id.index() + 1, none);
-        }
-        self.link(id.0, parent.map_or(Self::NONE, |parent| parent.0));
+impl EvictionPolicy for AnyPolicy {
+    fn on_insert(&mut self, id: EntryId, fingerprint: u64, parent: Option<EntryId>) {
+        (**self).on_insert(id, fingerprint, parent);
     }
 
     fn on_touch(&mut self, id: EntryId) {
-        if self.newest != id.0 {
-            self.unlink(id.0);
-            self.link(id.0, Self::NONE);
-        }
+        (**self).on_touch(id);
     }
 
     fn on_remove(&mut self, id: EntryId) {
-        self.unlink(id.0);
+        (**self).on_remove(id);
     }
 
-    fn next_victim(&self, after: Option<EntryId>) -> Option<EntryId> {
-        let next = after.map_or(self.oldest, |id| self.links[id.index()].newer);
-        (next != Self::NONE).then_some(EntryId(next))
+    fn next_victim(&mut self, after: Option<EntryId>) -> Option<EntryId> {
+        (**self).next_victim(after)
     }
 }
+
+/// The policies there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// [`Lru`].
+    #[default]
+    Lru,
+    /// [`Lfu`].
+    Lfu,
+    /// [`Slru`].
+    Slru,
+    /// [`Fifo`].
+    Fifo,
+    /// [`S3Fifo`].
+    S3Fifo,
+}
+
+impl PolicyKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Lru, Self::Lfu, Self::Slru, Self::Fifo, Self::S3Fifo];
+
+    /// A policy of this kind, for an empty tier.
+    pub fn make(self) -> AnyPolicy {
+        match self {
+            Self::Lru => Box::new(Lru::default()),
+            Self::Lfu => Box::new(Lfu::default()),
+            Self::Slru => Box::new(Slru::default()),
+            Self::Fifo => Box::new(Fifo::default()),
+            Self::S3Fifo => Box::new(S3Fifo::default()),
+        }
+    }
+}
+
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lru => "lru",
+            Self::Lfu => "lfu",
+            Self::Slru => "slru",
+            Self::Fifo => "fifo",
+            Self::S3Fifo => "s3-fifo",
+        })
+    }
+}
+
+impl FromStr for PolicyKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
+            format!("`{text}` is no eviction policy: write one of {names}")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,8 +26,15 @@ fn store(held: &mut Residency, prompt: &[u64]) {
     }
 }
 
-fn victims(held: &Residency, tier: Tier) -> Vec<u32> {
-    held.victims(tier).map(|(_, at)| at.slot.0).collect()
+/// All blocks of a tier, those to give up first coming first.
+fn order(held: &mut Residency, tier: Tier) -> Vec<(BlockKey, Location)> {
+    let first = held.next_victim(tier, None);
+    std::iter::successors(first, |(key, _)| held.next_victim(tier, Some(*key))).collect()
+}
+
+fn victims(held: &mut Residency, tier: Tier) -> Vec<u32> {
+    let order = order(held, tier).into_iter();
+    order.map(|(_, at)| at.slot.0).collect()
 }
 
 fn keys(numbers: &[u64]) -> Vec<BlockKey> {
@@ -38,13 +45,13 @@ fn keys(numbers: &[u64]) -> Vec<BlockKey> {
 fn tails_go_before_heads() {
     let mut held = Residency::<Lru>::default();
     store(&mut held, &[1, 2, 3]);
-    assert_eq!(victims(&held, Tier::Host), [3, 2, 1], "as stored");
+    assert_eq!(victims(&mut held, Tier::Host), [3, 2, 1], "as stored");
     store(&mut held, &[10, 11]);
-    assert_eq!(victims(&held, Tier::Host), [3, 2, 1, 11, 10]);
+    assert_eq!(victims(&mut held, Tier::Host), [3, 2, 1, 11, 10]);
     held.touch(&keys(&[1, 2, 99]));
-    assert_eq!(victims(&held, Tier::Host), [3, 11, 10, 2, 1]);
+    assert_eq!(victims(&mut held, Tier::Host), [3, 11, 10, 2, 1]);
     store(&mut held, &[1, 2, 4]);
-    assert_eq!(victims(&held, Tier::Host), [3, 11, 10, 4, 2, 1]);
+    assert_eq!(victims(&mut held, Tier::Host), [3, 11, 10, 4, 2, 1]);
 }
 
 #[test]
@@ -57,7 +64,7 @@ fn a_block_in_two_tiers_is_given_up_tier_by_tier() {
     assert_eq!(held.get(key(1)), Some(host), "the faster tier");
     assert_eq!(held.get_in(key(1), Tier::Ssd), Some(ssd));
     assert_eq!(held.len(), 1);
-    assert_eq!(victims(&held, Tier::Ssd), [7]);
+    assert_eq!(victims(&mut held, Tier::Ssd), [7]);
 
     assert_eq!(held.remove(key(1), at(Tier::Host, 2)), Removed::Absent);
     assert_eq!(held.remove(key(1), host), Removed::Left(ssd));
@@ -65,7 +72,7 @@ fn a_block_in_two_tiers_is_given_up_tier_by_tier() {
     assert_eq!(held.remove(key(1), ssd), Removed::Gone);
     assert!(held.is_empty());
     assert_eq!(held.get(key(1)), None);
-    assert_eq!(victims(&held, Tier::Ssd), []);
+    assert_eq!(victims(&mut held, Tier::Ssd), []);
 }
 
 #[test]
@@ -74,7 +81,7 @@ fn a_block_stored_again_says_where_it_was() {
     held.insert(key(1), None, at(Tier::Host, 1));
     let before = held.insert(key(1), None, at(Tier::Host, 2));
     assert_eq!(before, Some(at(Tier::Host, 1)));
-    assert_eq!(victims(&held, Tier::Host), [2]);
+    assert_eq!(victims(&mut held, Tier::Host), [2]);
 }
 
 #[test]
@@ -224,13 +231,14 @@ proptest! {
             }
         }
         for tier in TIERS {
-            let found: BTreeSet<_> = held.victims(tier).collect();
+            let found: BTreeSet<_> = order(&mut held, tier).into_iter().collect();
             let expected: BTreeSet<_> = model
                 .iter()
                 .filter(|((_, at), _)| *at == tier)
                 .map(|((n, _), location)| (key(*n), *location))
                 .collect();
-            prop_assert_eq!(held.victims(tier).count(), expected.len());
+            prop_assert_eq!(order(&mut held, tier).len(), expected.len());
+            prop_assert_eq!(held.len_in(tier), expected.len());
             prop_assert_eq!(found, expected);
         }
         let expected: BTreeSet<u64> = model.keys().map(|(n, _)| key(*n).fingerprint()).collect();

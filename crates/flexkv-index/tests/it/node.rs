@@ -108,7 +108,7 @@ impl Node {
 
     /// Gives up a block of a tier; one in memory may move to the SSD instead.
     pub(crate) fn evict(&mut self, now: Duration, from: Tier, to_ssd: bool) {
-        let Some((key, location)) = self.held.victims(from).next() else {
+        let Some((key, location)) = self.held.next_victim(from, None) else {
             return;
         };
         let parent = self.held.parent(key);

@@ -148,6 +148,10 @@ impl<T: Transport> Transport for FaultyTransport<T> {
         self.inner.reaches(endpoint)
     }
 
+    fn stages(&self) -> bool {
+        self.inner.stages()
+    }
+
     fn fetch<'a>(
         &'a self,
         endpoint: &'a str,

@@ -3,14 +3,15 @@
 //! Verification is the same as a real transport's, so corrupted bytes at the owner are found.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use flexkv_block::Checksum;
 use futures_util::future::BoxFuture;
 
 use crate::{
-    BlockTier, FetchOutcome, Fetched, ReadSlot, Suspect, SuspectSender, Transport, Want, WriteSlot,
+    BlockTier, FetchOutcome, Fetched, ReadSlot, Stager, Suspect, SuspectSender, Transport, Want,
+    WriteSlot,
 };
 
 /// Scheme of the hub's endpoints.
@@ -30,6 +31,8 @@ struct Peer {
     tier: Arc<dyn BlockTier>,
     /// Where readers' reports go, if anyone wants them.
     suspects: Option<SuspectSender>,
+    /// Brings what lies in other tiers.
+    stager: Option<Weak<dyn Stager>>,
 }
 
 impl HeapHub {
@@ -49,6 +52,7 @@ impl HeapHub {
         let peer = Peer {
             tier,
             suspects: None,
+            stager: None,
         };
         self.peers().insert(endpoint.clone(), peer);
         endpoint
@@ -58,6 +62,14 @@ impl HeapHub {
     pub fn register_suspects(&self, name: &str, suspects: SuspectSender) {
         if let Some(peer) = self.peers().get_mut(&Self::endpoint(name)) {
             peer.suspects = Some(suspects);
+        }
+    }
+
+    /// Makes the other tiers of the peer called `name` readable through `stager`, for as long as that
+    /// lives.
+    pub fn register_stager(&self, name: &str, stager: Weak<dyn Stager>) {
+        if let Some(peer) = self.peers().get_mut(&Self::endpoint(name)) {
+            peer.stager = Some(stager);
         }
     }
 
@@ -93,11 +105,12 @@ impl HeapTransport {
         Self { hub }
     }
 
-    /// One block, from whoever is at `endpoint` now.
-    fn fetch_one(&self, endpoint: &str, want: Want) -> Fetched {
-        let outcome = match self.hub.peer(endpoint) {
-            None => FetchOutcome::Unreachable,
-            Some(peer) => match peer.tier.pin(want.location, want.key) {
+    /// One block, from whoever is at `endpoint` now, or as it was staged before.
+    fn fetch_one(&self, endpoint: &str, want: Want, staged: Option<ReadSlot>) -> Fetched {
+        let outcome = match (staged, self.hub.peer(endpoint)) {
+            (_, None) => FetchOutcome::Unreachable,
+            (Some(block), _) => copy_verified(&block, &want.into),
+            (None, Some(peer)) => match peer.tier.pin(want.location, want.key) {
                 Err(_) => FetchOutcome::Stale,
                 Ok(block) => copy_verified(&block, &want.into),
             },
@@ -107,6 +120,32 @@ impl HeapTransport {
             into: want.into,
         }
     }
+
+    /// The blocks of other tiers than memory, brought there; one answer per want.
+    async fn stage(
+        &self,
+        endpoint: &str,
+        wants: &[Want],
+        deadline: Duration,
+    ) -> Vec<Option<ReadSlot>> {
+        let mut staged: Vec<Option<ReadSlot>> = wants.iter().map(|_| None).collect();
+        let Some(peer) = self.hub.peer(endpoint) else {
+            return staged;
+        };
+        let tier = peer.tier.shape().tier;
+        let elsewhere = |i: &usize| wants[*i].location.tier != tier;
+        let places: Vec<usize> = (0..wants.len()).filter(elsewhere).collect();
+        let stager = peer.stager.and_then(|stager| stager.upgrade());
+        let (Some(stager), false) = (stager, places.is_empty()) else {
+            return staged;
+        };
+        let named = places.iter().map(|i| (wants[*i].location, wants[*i].key));
+        let pins = stager.stage(named.collect(), deadline).await;
+        for (i, pin) in places.into_iter().zip(pins) {
+            staged[i] = pin;
+        }
+        staged
+    }
 }
 
 impl Transport for HeapTransport {
@@ -114,18 +153,23 @@ impl Transport for HeapTransport {
         SCHEME
     }
 
+    fn stages(&self) -> bool {
+        true
+    }
+
     fn fetch<'a>(
         &'a self,
         endpoint: &'a str,
         wants: Vec<Want>,
-        _deadline: Duration,
+        deadline: Duration,
     ) -> BoxFuture<'a, Vec<Fetched>> {
         Box::pin(async move {
+            let staged = self.stage(endpoint, &wants, deadline).await;
             let mut fetched = Vec::with_capacity(wants.len());
-            for want in wants {
+            for (want, staged) in wants.into_iter().zip(staged) {
                 // Lets other fetches, evictions and cancellations happen between two blocks.
                 tokio::task::yield_now().await;
-                fetched.push(self.fetch_one(endpoint, want));
+                fetched.push(self.fetch_one(endpoint, want, staged));
             }
             fetched
         })

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
@@ -33,23 +33,37 @@ pub struct Uring {
 /// Wakes the thread.
 struct Bell {
     fd: OwnedFd,
-    /// Rung and not yet heard.
-    rung: AtomicBool,
+    /// The thread sleeps, or is about to, and nobody has woken it.
+    asleep: AtomicBool,
 }
 
 impl Bell {
+    /// For whoever has put something into the queue. A thread that is awake looks there by itself.
     fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
+        // Pairs with the fence of `may_sleep`: either we see it asleep or it sees our work.
+        fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::AcqRel) {
             // It can only fail if the counter is full, and then it is heard.
             rustix::io::write(&self.fd, &1u64.to_ne_bytes()).ok();
         }
+    }
+
+    /// For the thread, before it sleeps: whether it may, as nothing has come meanwhile.
+    fn may_sleep<T>(&self, work: &Receiver<T>) -> bool {
+        self.asleep.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        work.is_empty() || !self.asleep.swap(false, Ordering::AcqRel)
+    }
+
+    /// For the thread, when it is awake.
+    fn awake(&self) {
+        self.asleep.store(false, Ordering::Release);
     }
 
     /// From now on a ring counts as new.
     fn heard(&self) {
         let mut count = [0; 8];
         rustix::io::read(&self.fd, &mut count).ok();
-        self.rung.swap(false, Ordering::AcqRel);
     }
 }
 
@@ -63,7 +77,7 @@ impl Uring {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell = Arc::new(Bell {
             fd: rustix::event::eventfd(0, flags)?,
-            rung: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
         });
         let (queue, work) = unbounded();
         let (ready, started) = bounded(1);
@@ -195,7 +209,13 @@ impl Driver {
             if !open && self.in_flight.is_empty() {
                 break;
             }
+            // Without room for more, the thread has only completions to wait for.
+            let has_room = !self.in_flight.free.is_empty();
+            if open && has_room && !self.bell.may_sleep(&self.work) {
+                continue;
+            }
             self.wait();
+            self.bell.awake();
             self.reap();
         }
     }

@@ -95,6 +95,7 @@ pub async fn run(plan: &Plan) -> Result<Vec<Row>> {
 async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32, way: Way) -> Result<Vec<Row>> {
     let mut bench = Bench::new(&dir.join("tier"), plan.bytes, size, depth)?;
     bench.fill().await?;
+    let hashing = bench.hashing(plan.time / 4)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..plan.rounds {
         ours.push(bench.turn(way, plan.time).await?);
@@ -113,25 +114,29 @@ async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32, way: Way) -> 
     drop(bench);
     std::fs::remove_dir_all(dir.join("tier")).context("cannot remove the files")?;
     let name = format!("{} {}, depth {depth}", way.name(), show_bytes(size as u64));
-    Ok(rows(&name, &ours, &theirs))
+    Ok(rows(&name, hashing, &ours, &theirs))
 }
 
-fn rows(name: &str, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
+/// `hashing` is what the checksums cost, which fio has none of, in ms per GiB.
+fn rows(name: &str, hashing: f64, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
     let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.gib_per_second));
     let used = |turns: &[Turn]| median(turns.iter().map(|turn| turn.cpu_ms_per_gib));
     let mut speed = Row::new(name, rate(ours), "GiB/s", Better::Higher);
     let mut cost = Row::new(format!("{name} CPU"), used(ours), "ms/GiB", Better::Lower);
+    let hashes = format!("{name} CPU, of that checksums");
+    let hashes = Row::new(hashes, hashing, "ms/GiB", Better::Lower);
     if theirs.is_empty() {
-        return vec![speed, cost];
+        return vec![speed, cost, hashes];
     }
     speed = speed.peer("fio", rate(theirs));
     cost = cost.peer("fio", used(theirs));
     let pairs = || ours.iter().zip(theirs);
     let faster = median(pairs().map(|(a, b)| a.gib_per_second / b.gib_per_second));
-    let dearer = median(pairs().map(|(a, b)| a.cpu_ms_per_gib / b.cpu_ms_per_gib));
+    let dearer = median(pairs().map(|(a, b)| (a.cpu_ms_per_gib - hashing) / b.cpu_ms_per_gib));
     let faster = Row::new(format!("{name} of fio"), faster, "", Better::Higher).target(0.9);
-    let dearer = Row::new(format!("{name} CPU of fio"), dearer, "", Better::Lower).target(1.5);
-    vec![speed, faster, cost, dearer]
+    let dearer_name = format!("{name} CPU without checksums of fio");
+    let dearer = Row::new(dearer_name, dearer, "", Better::Lower).target(1.5);
+    vec![speed, faster, cost, hashes, dearer]
 }
 
 /// A block, where it lay in memory, and what became of it.
@@ -199,6 +204,21 @@ impl Bench {
             self.write_some(self.tier.free_slots()).await?;
         }
         Ok(())
+    }
+
+    /// CPU of hashing blocks of the arena one after the other, in ms per GiB.
+    fn hashing(&self, time: Duration) -> Result<f64> {
+        let slots: Vec<_> = std::iter::from_fn(|| self.memory.reserve()).collect();
+        let (began, used) = (Instant::now(), cpu(None)?);
+        let mut blocks = 0;
+        while began.elapsed() < time {
+            for slot in &slots {
+                std::hint::black_box(slot.bytes().checksum());
+            }
+            blocks += slots.len();
+        }
+        let used = cpu(None)?.saturating_sub(used);
+        Ok(used.as_secs_f64() * 1e3 * GIB / (blocks * self.size) as f64)
     }
 
     /// Moves blocks for a while.

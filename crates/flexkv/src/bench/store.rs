@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use fastrand::Rng;
 use flexkv_block::{BlockKey, Checksum, Generation, Location, SlotId, Tier};
 use flexkv_index::log::{Batch, Entry, EntryPlace};
-use flexkv_index::{Follower, FollowerConfig, NodeId, NodeInfo, NodeRecord};
+use flexkv_index::{Follower, FollowerConfig, NodeId, NodeInfo, NodeRecord, PolicyKind};
 use flexkv_ports::{Filled, KvCache, LogCursor, LogEntry, MetadataStore};
 use flexkv_redis::RedisStore;
 use tokio::task::JoinSet;
@@ -274,6 +274,8 @@ async fn watched(plan: &Plan) -> Result<Vec<Row>> {
     let spec = ClusterSpec {
         nodes: NODES,
         slots: SLOTS,
+        policy: PolicyKind::default(),
+        ssd: None,
         metadata: Metadata::Redis(plan.redis.clone()),
         deployment: deployment.clone(),
         members_interval: MEMBERS_INTERVAL,

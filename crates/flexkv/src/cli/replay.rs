@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use flexkv_index::PolicyKind;
+use flexkv_node::Admission;
 
 use super::Again;
-use crate::cluster::{ClusterSpec, Deployment, MEMBERS_EVERY, Metadata, connect};
-use crate::replay::{ReplayReport, replay};
-use crate::report::table;
+use crate::cluster::{ClusterSpec, ClusterSsd, Deployment, MEMBERS_EVERY, Metadata, connect};
+use crate::config::parse_admission;
+use crate::replay::{Play, ReplayReport, replay};
+use crate::report::{percent, table};
 use crate::trace::{self, TraceKeys};
 use crate::units::{parse_bytes, parse_duration, show_bytes, show_count};
 
@@ -42,6 +45,19 @@ pub(super) struct ReplayArgs {
     /// Tokens whose blocks each node keeps
     #[arg(long, value_name = "T", default_value_t = 3_000_000)]
     node_tokens: u64,
+    /// What nodes give up first: lru, lfu, slru, fifo or s3-fifo
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    policy: PolicyKind,
+    /// Tokens whose blocks each node keeps on SSD besides
+    #[arg(long, value_name = "T")]
+    ssd_tokens: Option<u64>,
+    /// Where to make their files [default: the folder of temporary files]
+    #[arg(long, value_name = "DIR", requires = "ssd_tokens")]
+    ssd_dir: Option<PathBuf>,
+    /// Which blocks are written to SSD: what engines compute (computed), what is used again while in
+    /// memory (reused), or everything that comes into memory (all)
+    #[arg(long, value_name = "RULE", default_value = "computed", value_parser = parse_admission)]
+    ssd_admission: Admission,
     /// Tokens of a block; the trace itself knows only what prompts share in units of 512
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -56,6 +72,9 @@ pub(super) struct ReplayArgs {
     /// Run every node as a process of its own (needs --redis, unless --alone)
     #[arg(long)]
     processes: bool,
+    /// Kill all node processes after so many requests and start them again, with what their SSDs kept
+    #[arg(long, value_name = "REQUESTS", requires = "processes")]
+    restart_after: Option<usize>,
     /// Play only the first requests
     #[arg(long, value_name = "REQUESTS")]
     limit: Option<usize>,
@@ -82,8 +101,13 @@ pub(super) async fn run(args: ReplayArgs, again: &Again, out: &mut dyn Write) ->
         // Nobody may be reading standard error.
         let _ = writeln!(std::io::stderr(), "node processes: {}", pids.join(" "));
     };
-    let deadline = args.load_deadline;
-    let report = replay(&spec, program.as_deref(), &requests, &keys, deadline, tell).await?;
+    let play = Play {
+        requests: &requests,
+        keys: &keys,
+        load_deadline: args.load_deadline,
+        restart_after: args.restart_after,
+    };
+    let report = replay(&spec, program.as_deref(), &play, tell).await?;
     if args.json {
         super::print_json(out, &report)?;
     } else {
@@ -102,13 +126,15 @@ impl ReplayArgs {
                 "--processes needs --redis URL: processes have no memory in common to find each other",
             ));
         }
-        let slots = self.node_tokens / u64::from(self.block_tokens);
-        if slots == 0 {
-            return Err(super::usage(
-                "--node-tokens holds no block of --block-tokens",
-            ));
-        }
-        let slots = u32::try_from(slots).map_err(|_| super::usage("--node-tokens is too large"))?;
+        let slots = self.slots("--node-tokens", self.node_tokens)?;
+        let ssd_slots = self
+            .ssd_tokens
+            .map(|tokens| self.slots("--ssd-tokens", tokens));
+        let ssd = ssd_slots.transpose()?.map(|slots| ClusterSsd {
+            slots,
+            dir: self.ssd_dir.clone(),
+            admission: self.ssd_admission,
+        });
         let metadata = match &self.redis {
             _ if self.alone => Metadata::Alone,
             Some(url) => Metadata::Redis(super::redis(url)),
@@ -117,10 +143,25 @@ impl ReplayArgs {
         Ok(ClusterSpec {
             nodes: self.nodes,
             slots,
+            policy: self.policy,
+            ssd,
             metadata,
             deployment: Deployment::synthetic(self.block_tokens, self.block_bytes)?,
             members_interval: MEMBERS_EVERY,
         })
+    }
+}
+
+impl ReplayArgs {
+    /// How many blocks `tokens` tokens are.
+    fn slots(&self, flag: &str, tokens: u64) -> Result<u32> {
+        let slots = tokens / u64::from(self.block_tokens);
+        if slots == 0 {
+            return Err(super::usage(format!(
+                "{flag} holds no block of --block-tokens"
+            )));
+        }
+        u32::try_from(slots).map_err(|_| super::usage(format!("{flag} is too large")))
     }
 }
 
@@ -129,11 +170,21 @@ fn show(report: &ReplayReport, alone: bool) -> String {
     let row = |(what, much): (&str, String)| vec![what.to_owned(), much];
     let mut rows: Vec<Vec<String>> = report.summary.rows().into_iter().map(row).collect();
     rows.push(row(("dead nodes", report.dead_nodes.to_string())));
+    if let (Some(written), Some(read)) = (report.ssd_written_blocks, report.ssd_read_blocks) {
+        rows.push(row(("blocks written to SSD", show_count(written))));
+        rows.push(row(("blocks read from SSD", show_count(read))));
+    }
+    if let Some(seconds) = report.restart_seconds {
+        let tenths = report.hit_rate_by_tenth.map(percent).join(", ");
+        rows.push(row(("started anew within", format!("{seconds:.1} s"))));
+        rows.push(row(("hit rate by tenth", tenths)));
+    }
     rows.push(row(("seconds", format!("{:.1}", report.seconds))));
     let title = format!(
-        "{} nodes {how}, {} blocks of {} each",
+        "{} nodes {how}, {} blocks and {} on SSD of {} each",
         report.nodes,
         show_count(report.node_blocks.into()),
+        show_count(report.ssd_blocks.into()),
         show_bytes(report.block_bytes as u64)
     );
     table(&[&title, ""], rows)

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use toml::{Table, Value};
 
 use super::{ANY_PORT, ClusterSpec, FORMED_WITHIN, Metadata, attach, folder, socket};
-use crate::config::PASSWORD_VARIABLE;
+use crate::config::{PASSWORD_VARIABLE, SsdSetting, admission_name};
 use crate::events::Event;
 
 /// How long a node process may take to leave the cluster before it is killed.
@@ -30,6 +30,10 @@ const LOG_LINES: usize = 20;
 /// Node processes, killed when dropped.
 pub struct ProcessCluster {
     nodes: Vec<NodeProcess>,
+    /// How to start one.
+    program: Vec<OsString>,
+    /// Folder of the nodes' SSDs, which outlives each of them.
+    ssds: Option<TempDir>,
     /// Folder of sockets, configurations and logs.
     folder: TempDir,
 }
@@ -54,17 +58,39 @@ impl ProcessCluster {
     /// Starts a process of the `flexkv` command, which is `program` with its first arguments, for
     /// each node and waits until all see each other.
     pub async fn start(program: &[OsString], spec: &ClusterSpec) -> Result<Self> {
-        let folder = folder()?;
-        let mut nodes = Vec::new();
-        for number in 0..spec.nodes {
-            nodes.push(NodeProcess::spawn(program, spec, &folder, number)?);
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            program: program.to_owned(),
+            ssds: spec.ssd_folder()?,
+            folder: folder()?,
+        };
+        cluster.launch(spec).await?;
+        Ok(cluster)
+    }
+
+    /// Kills all nodes, as a power switch would, and starts them again: with empty memory, and with
+    /// what lies on their SSDs.
+    pub async fn restart(&mut self, spec: &ClusterSpec) -> Result<()> {
+        for node in &mut self.nodes {
+            node.child.kill().await.context("cannot kill a node")?;
         }
-        let mut cluster = Self { nodes, folder };
+        self.nodes.clear();
+        self.launch(spec).await
+    }
+
+    /// Starts a process for each node and waits until all see each other.
+    async fn launch(&mut self, spec: &ClusterSpec) -> Result<()> {
+        for number in 0..spec.nodes {
+            let ssd = spec.ssd(self.ssds.as_ref(), number);
+            let file = node_file(spec, ssd, &self.folder, number);
+            let node = NodeProcess::spawn(&self.program, spec, &file, &self.folder, number)?;
+            self.nodes.push(node);
+        }
         let deadline = Instant::now() + FORMED_WITHIN;
-        for node in &mut cluster.nodes {
+        for node in &mut self.nodes {
             node.formed(spec.peers(), deadline).await?;
         }
-        Ok(cluster)
+        Ok(())
     }
 
     /// The processes' ids; `None` for one that has ended and was noticed.
@@ -100,13 +126,14 @@ impl NodeProcess {
     fn spawn(
         program: &[OsString],
         spec: &ClusterSpec,
+        file: &Table,
         folder: &TempDir,
         number: usize,
     ) -> Result<Self> {
         let (program, first) = program.split_first().context("no program for nodes")?;
         let config = folder.path().join(format!("node-{number}.toml"));
         let log = folder.path().join(format!("node-{number}.log"));
-        std::fs::write(&config, node_file(spec, folder, number).to_string())
+        std::fs::write(&config, file.to_string())
             .with_context(|| format!("cannot write {}", config.display()))?;
         let log_file = std::fs::File::create(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
@@ -175,7 +202,12 @@ async fn listen(output: ChildStdout, said: watch::Sender<State>) {
 }
 
 /// The configuration of node `number`.
-fn node_file(spec: &ClusterSpec, folder: &TempDir, number: usize) -> Table {
+fn node_file(
+    spec: &ClusterSpec,
+    ssd: Option<SsdSetting>,
+    folder: &TempDir,
+    number: usize,
+) -> Table {
     let text = |text: &str| Value::String(text.to_owned());
     let section = |entries: Vec<(&str, Value)>| {
         let entries = entries
@@ -202,6 +234,7 @@ fn node_file(spec: &ClusterSpec, folder: &TempDir, number: usize) -> Table {
                 ("slots", Value::Integer(spec.slots.into())),
                 ("huge_pages", Value::Boolean(false)),
                 ("populate", Value::Boolean(false)),
+                ("policy", Value::String(spec.policy.to_string())),
             ]),
         ),
         (
@@ -224,6 +257,22 @@ fn node_file(spec: &ClusterSpec, folder: &TempDir, number: usize) -> Table {
             section(vec![("listen", text(&ANY_PORT.to_string()))]),
         ),
     ];
+    if let Some(ssd) = ssd {
+        let paths = ssd.dirs.iter().map(|dir| text(&dir.path.to_string_lossy()));
+        let sizes = ssd
+            .dirs
+            .iter()
+            .map(|dir| Value::String(dir.bytes.to_string()));
+        file.push((
+            "ssd",
+            section(vec![
+                ("directories", Value::Array(paths.collect())),
+                ("sizes", Value::Array(sizes.collect())),
+                ("admission", text(admission_name(ssd.admission))),
+                ("policy", Value::String(ssd.policy.to_string())),
+            ]),
+        ));
+    }
     if let Metadata::Redis(redis) = &spec.metadata {
         file.push(("redis", section(vec![("url", text(&redis.url))])));
     }

@@ -53,6 +53,19 @@ impl<'a> Fields<'a> {
         text
     }
 
+    /// The texts at `key`: a list, or one alone.
+    pub(super) fn texts(&mut self, key: &'static str) -> Option<Vec<&'a str>> {
+        let value = self.value(key)?;
+        let texts = match value {
+            Value::Array(list) => list.iter().map(Value::as_str).collect(),
+            one => one.as_str().map(|text| vec![text]),
+        };
+        if texts.is_none() {
+            self.refuse(key, "must be a list of texts in quotes");
+        }
+        texts
+    }
+
     /// The text at `key`, or nothing and a problem if there is none.
     pub(super) fn required_text(&mut self, key: &'static str, what: &str) -> Option<&'a str> {
         if !self.has(key) {

@@ -268,3 +268,62 @@ fn certificates_go_together_and_with_tls() {
         assert!(error.contains(expect), "{lines}\n{error}");
     }
 }
+
+#[test]
+fn ssd_directories_have_a_size_each() {
+    let with = |section: &str| parse(&format!("{MINIMAL}[ssd]\n{section}"));
+    let dirs = |node: NodeFile| -> Vec<(String, u64)> {
+        let dirs = node.ssd.map(|ssd| ssd.dirs).unwrap_or_default();
+        let dirs = dirs.into_iter();
+        dirs.map(|dir| (dir.path.display().to_string(), dir.bytes))
+            .collect()
+    };
+    assert!(parse(MINIMAL).unwrap().ssd.is_none());
+    let one = with("directories = '/a'\nsizes = '1 GiB'").unwrap();
+    assert_eq!(dirs(one), [("/a".to_owned(), 1 << 30)]);
+    let two = with("directories = ['/a', '/b']\nsizes = ['1 GiB', '2 GiB']").unwrap();
+    assert_eq!(
+        dirs(two),
+        [("/a".to_owned(), 1 << 30), ("/b".to_owned(), 2 << 30)]
+    );
+    let same =
+        with("directories = ['/a', '/b']\nsizes = '1 GiB'\nengine = 'threads'\nadmission = 'all'");
+    let ssd = same.unwrap().ssd.unwrap();
+    assert_eq!(ssd.dirs[1].bytes, 1 << 30);
+    assert_eq!(ssd.engine, flexkv_ssd::EngineChoice::Threads);
+    assert_eq!(ssd.admission, flexkv_node::Admission::All);
+    for (section, expect) in [
+        ("directories = '/a'", "`ssd.sizes` is missing"),
+        (
+            "sizes = '1 GiB'",
+            "`ssd.directories` is missing beside `ssd.sizes`",
+        ),
+        (
+            "directories = []\nsizes = '1 GiB'",
+            "`ssd.directories` names no directory",
+        ),
+        (
+            "directories = [1]\nsizes = '1 GiB'",
+            "`ssd.directories` must be a list of texts",
+        ),
+        (
+            "directories = ['/a', '/b', '/c']\nsizes = ['1 GiB', '2 GiB']",
+            "`ssd.sizes` has 2 sizes for 3 directories",
+        ),
+        (
+            "directories = '/a'\nsizes = 'much'",
+            "`ssd.sizes` `much` is not a size",
+        ),
+        (
+            "directories = '/a'\nsizes = '1 GiB'\nengine = 'x'",
+            "`ssd.engine` `x` is no engine",
+        ),
+        (
+            "directories = '/a'\nsizes = '1 GiB'\nadmission = 'x'",
+            "`ssd.admission` `x` is no rule",
+        ),
+    ] {
+        let error = with(section).unwrap_err();
+        assert!(error.contains(expect), "{error}");
+    }
+}

@@ -14,5 +14,6 @@ mod node;
 mod replay;
 mod reset;
 mod serve;
+mod ssd;
 mod store_faults;
 mod usage;

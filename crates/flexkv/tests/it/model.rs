@@ -74,4 +74,11 @@ impl Trace {
         }
         hits
     }
+
+    /// Blocks that hit an ideal cache of two levels that the nodes share: what the first level gives
+    /// up goes to the second, what is used in the second comes back, both in order of use. That is
+    /// one list as long as both.
+    pub(crate) fn two_level_hits(&self, first: usize, second: usize) -> usize {
+        self.hits(1, first + second, true)
+    }
 }

@@ -113,3 +113,93 @@ fn smaller_and_larger_blocks_cut_the_same_prompts() {
     );
     assert!(blocks("--limit 10") < usual);
 }
+
+/// Plays the trace on nodes that keep so many blocks in memory and on SSD.
+fn replay_blocks(memory: usize, ssd: usize, args: &str) -> Value {
+    let home = Home::new();
+    home.write("trace.jsonl", &TRACE.text());
+    let (memory, ssd) = (memory * 512, ssd * 512);
+    let ssd = if ssd > 0 {
+        let dir = home.path("tmp").display().to_string();
+        format!("--ssd-tokens {ssd} --ssd-dir {dir}")
+    } else {
+        String::new()
+    };
+    let args = format!("replay --trace trace.jsonl --json --node-tokens {memory} {ssd} {args}");
+    let report = home.run(&args).json();
+    home.assert_clean();
+    assert_eq!(report["corrupt_blocks"], 0);
+    assert_eq!(report["verified_blocks"], report["hit_blocks"]);
+    report
+}
+
+#[test]
+fn memory_and_ssd_hit_what_an_ideal_cache_of_two_levels_does() {
+    let (nodes, memory, ssd) = (4, 100, 300);
+    let report = replay_blocks(memory, ssd, "--nodes 4");
+    let hits = number(&report, "hit_blocks");
+    let ideal = TRACE.two_level_hits(nodes * memory, nodes * ssd);
+    let alone = TRACE.two_level_hits(nodes * memory, 0);
+    assert!(
+        ideal > alone + TRACE.blocks() / 20,
+        "the trace shows no difference: {ideal}, {alone}"
+    );
+    let point = TRACE.blocks() / 100;
+    assert!(hits + point >= ideal, "{hits} of {ideal}");
+    assert!(number(&report, "ssd_read_blocks") > 0);
+    let written = number(&report, "ssd_written_blocks");
+    assert!(
+        written <= number(&report, "stored_blocks"),
+        "nothing is written twice"
+    );
+}
+
+#[test]
+fn every_policy_plays_a_trace() {
+    let hits = |policy: &str| {
+        let report = replay_blocks(200, 0, &format!("--nodes 1 --alone {policy}"));
+        number(&report, "hit_blocks")
+    };
+    let usual = hits("");
+    assert_eq!(hits("--policy lru"), usual);
+    let others: Vec<usize> = ["lfu", "slru", "fifo", "s3-fifo"]
+        .iter()
+        .map(|policy| hits(&format!("--policy {policy}")))
+        .collect();
+    assert!(others.iter().all(|hits| *hits > usual / 4), "{others:?}");
+    let different = others.iter().filter(|hits| **hits != usual);
+    assert!(different.count() >= 3, "{others:?} beside {usual}");
+    let home = Home::new();
+    home.write("trace.jsonl", &TRACE.text());
+    let refused = home.run("replay --trace trace.jsonl --policy mru");
+    refused.assert_failed(2, &["`mru` is no eviction policy", "`s3-fifo`"]);
+}
+
+#[tokio::test]
+async fn hits_go_on_after_all_nodes_were_killed_and_started_again() {
+    let redis = LocalRedis::start().await.unwrap();
+    let half = 300;
+    let play = |ssd: usize, restart: &str| {
+        let url = redis.url();
+        let args = format!("--nodes 3 --processes --redis {url} {restart}");
+        let report = replay_blocks(200, ssd, &args);
+        let tenths = report["hit_rate_by_tenth"].as_array().unwrap();
+        let tenths = tenths.iter().map(|rate| rate.as_f64().unwrap());
+        (tenths.collect::<Vec<f64>>(), report)
+    };
+    let restart = format!("--restart-after {half}");
+    let (undisturbed, _) = play(1000, "");
+    let (warm, report) = play(1000, &restart);
+    let (cold, _) = play(0, &restart);
+    assert!(report["restart_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["dead_nodes"], 0);
+    let first = |tenths: &[f64]| tenths[5];
+    assert!(
+        first(&warm) > 0.9 * first(&undisturbed),
+        "{warm:?} beside {undisturbed:?}"
+    );
+    assert!(
+        first(&cold) < 0.8 * first(&undisturbed),
+        "the trace shows no difference: {cold:?}"
+    );
+}

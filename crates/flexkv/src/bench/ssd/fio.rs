@@ -51,6 +51,8 @@ impl Job {
             format!("--rw={}", if self.write { "randwrite" } else { "randread" }),
             format!("--runtime={}ms", self.time.as_millis()),
             "--time_based".to_owned(),
+            // A file that is written over, not one that grows.
+            "--overwrite=1".to_owned(),
             "--ioengine=io_uring".to_owned(),
             "--fixedbufs".to_owned(),
             "--registerfiles".to_owned(),
