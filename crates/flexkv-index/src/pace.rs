@@ -17,8 +17,10 @@ pub const ENTRY_FRAMING: u64 = 40;
 pub const LOG_FRAMING: u64 = 110;
 /// What a request says of one log.
 pub const CURSOR_BYTES: u64 = 125;
-/// What listing one member takes, both ways.
+/// What looking at one member takes, both ways.
 pub const MEMBER_BYTES: u64 = 500;
+/// How many members one list looks at, if nothing has changed.
+pub const MEMBERS_LOOKED_AT: u64 = 16;
 
 /// One node's view of the cluster and of what it may spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,18 +51,16 @@ impl Share {
 
     /// How often to list the members, if once in `interval` is wanted: an eighth of the budget.
     pub fn members_interval(&self, interval: Duration) -> Duration {
-        interval.max(self.time(self.by_all_from_all(MEMBER_BYTES), 8))
+        let looked_at = u64::from(self.nodes).min(MEMBERS_LOOKED_AT);
+        let bytes = u128::from(looked_at * MEMBER_BYTES) * u128::from(self.nodes);
+        interval.max(self.time(bytes, 8))
     }
 
     /// How long from one reading of all logs to the next: a request names every log, so it costs
     /// even where it brings little. A quarter of the budget.
     pub fn read_interval(&self) -> Duration {
-        self.time(self.by_all_from_all(CURSOR_BYTES), 4)
-    }
-
-    /// What it takes that every node reads `bytes` from every node.
-    fn by_all_from_all(&self, bytes: u64) -> u128 {
-        u128::from(bytes) * u128::from(self.nodes) * u128::from(self.nodes)
+        let nodes = u128::from(self.nodes);
+        self.time(u128::from(CURSOR_BYTES) * nodes * nodes, 4)
     }
 
     /// How long a part of the budget takes to earn `bytes`.

@@ -33,14 +33,19 @@ impl Keys {
         format!("{}{name}", self.lease)
     }
 
-    /// The set of lease keys.
+    /// The lease keys, each with the number of its last change.
     pub(crate) fn members(&self) -> String {
         format!("{}}}:members", self.prefix)
     }
 
-    /// What changes whenever someone joins.
-    pub(crate) fn joins(&self) -> String {
-        format!("{}}}:joins", self.prefix)
+    /// How often members have changed.
+    pub(crate) fn changes(&self) -> String {
+        format!("{}}}:changes", self.prefix)
+    }
+
+    /// The lease keys that went last, each with the number of that change.
+    pub(crate) fn gone(&self) -> String {
+        format!("{}}}:gone", self.prefix)
     }
 
     /// Whose lease `key` is, if it is one of ours.

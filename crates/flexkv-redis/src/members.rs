@@ -1,19 +1,35 @@
-//! Who has a lease. The names are remembered until someone joins, so that a list of members costs
-//! one command as a rule. Knows nothing of what records say.
+//! Who has a lease. Whatever changes is counted, so a list costs what has changed since the one
+//! before, and a look at a few leases in turn: each node looks at others, so one that went silent is
+//! soon found by someone, who tells all. Knows nothing of what records say.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flexkv_ports::{Member, StoreError};
 use fred::clients::Client;
-use fred::interfaces::{KeysInterface, LuaInterface, SetsInterface};
+use fred::interfaces::{KeysInterface, LuaInterface};
 use fred::types::Value;
 
 use crate::error::unavailable;
 use crate::keys::Keys;
-use crate::reply;
+use crate::reply::{self, News};
 use crate::scripts;
 use crate::servers::Servers;
+use crate::store::milliseconds;
+
+/// Leases that one list looks at, whether they have changed or not.
+const LOOKED_AT: usize = 16;
+/// What is known of members outlives every lease by far, but not a cluster that is gone.
+const MEMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// What scripts that change who is a member need first, if a lease lasts for `ttl`.
+pub(crate) fn args(ttl: Duration) -> Vec<Value> {
+    let random = format!("{:016x}", fastrand::Rng::new().u64(..));
+    vec![random.into(), milliseconds(ttl.max(MEMBERS_TTL)).into()]
+}
 
 /// What was known when members were last listed.
 #[derive(Default)]
@@ -23,14 +39,73 @@ pub(crate) struct Members {
 
 #[derive(Clone, Default)]
 struct Known {
-    /// What changes when someone joins; none if that was lost, or nobody ever joined.
-    joins: Option<Bytes>,
-    /// Keys of the leases in the set of members.
-    leases: Vec<String>,
+    /// The last change that is known; none if there is no count.
+    changes: Option<Changes>,
+    /// Records by the key of their lease.
+    leases: BTreeMap<String, Bytes>,
+    /// The lease that was looked at last.
+    looked_at: String,
 }
 
-/// A lease's key, and its record if it is held.
-type Lease = (String, Option<Bytes>);
+/// The count of changes. Another life of it begins whenever it was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Changes {
+    life: String,
+    count: u64,
+}
+
+impl Changes {
+    fn parse(text: Option<Bytes>) -> Option<Self> {
+        let text = text?;
+        let (life, count) = std::str::from_utf8(&text).ok()?.split_once('.')?;
+        Some(Self {
+            life: life.to_owned(),
+            count: count.parse().ok()?,
+        })
+    }
+
+    /// Whether a list of what has changed since `known` can be had.
+    fn goes_on_from(&self, known: &Self) -> bool {
+        self.life == known.life && self.count >= known.count
+    }
+}
+
+impl Known {
+    /// The leases whose turn it is.
+    fn turn(&mut self) -> Vec<String> {
+        let after = (
+            Bound::Excluded(self.looked_at.as_str()),
+            Bound::<&str>::Unbounded,
+        );
+        let later = self.leases.range::<str, _>(after).map(|(key, _)| key);
+        let turn: Vec<String> = later
+            .chain(self.leases.keys())
+            .take(LOOKED_AT.min(self.leases.len()))
+            .cloned()
+            .collect();
+        if let Some(last) = turn.last() {
+            self.looked_at.clone_from(last);
+        }
+        turn
+    }
+
+    /// Takes what was found under keys of leases; says which of them are gone.
+    fn note(&mut self, found: Vec<(String, Option<Bytes>)>) -> Vec<String> {
+        let mut gone = Vec::new();
+        for (key, record) in found {
+            match record {
+                Some(record) => {
+                    self.leases.insert(key, record);
+                }
+                None => {
+                    self.leases.remove(&key);
+                    gone.push(key);
+                }
+            }
+        }
+        gone
+    }
+}
 
 impl Members {
     /// All who have a lease.
@@ -46,25 +121,29 @@ impl Members {
             address,
         };
         let mut known = self.known().clone();
-        let (joins, mut found) = server.records(&known.leases).await?;
-        if joins.is_none() || joins != known.joins {
-            // Whoever joins after this changes `joins` again.
-            known.joins = joins;
-            known.leases = server.leases().await?;
-            (_, found) = server.records(&known.leases).await?;
+        if known.looked_at.is_empty() {
+            // So that not all nodes look at the same ones.
+            let place = fastrand::Rng::new().usize(..known.leases.len().max(1));
+            let key = known.leases.keys().nth(place);
+            known.looked_at = key.cloned().unwrap_or_default();
         }
-        let gone = found.iter().filter(|(_, record)| record.is_none());
-        let gone: Vec<String> = gone.map(|(key, _)| key.clone()).collect();
+        let turn = known.turn();
+        let (changes, found) = server.look(&turn).await?;
+        let mut gone = known.note(found);
+        if changes.is_none() || changes != known.changes {
+            gone.extend(server.catch_up(&mut known).await?);
+        }
         if !gone.is_empty() {
-            known.leases.retain(|lease| !gone.contains(lease));
             server.prune(gone).await?;
         }
-        *self.known() = known;
-        let member = |(key, record): Lease| {
-            let name = keys.lease_name(&key)?.to_owned();
-            record.map(|record| Member { name, record })
+        let member = |(key, record): (&String, &Bytes)| {
+            let name = keys.lease_name(key)?.to_owned();
+            let record = record.clone();
+            Some(Member { name, record })
         };
-        Ok(found.into_iter().filter_map(member).collect())
+        let members = known.leases.iter().filter_map(member).collect();
+        *self.known() = known;
+        Ok(members)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -80,9 +159,12 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// What changes when someone joins, and the records of `leases`.
-    async fn records(&self, leases: &[String]) -> Result<(Option<Bytes>, Vec<Lease>), StoreError> {
-        let mut keys = vec![self.keys.joins()];
+    /// The count of changes, and the records of `leases`.
+    async fn look(
+        &self,
+        leases: &[String],
+    ) -> Result<(Option<Changes>, Vec<(String, Option<Bytes>)>), StoreError> {
+        let mut keys = vec![self.keys.changes()];
         keys.extend_from_slice(leases);
         let mget = |client: Client| {
             let keys = keys.clone();
@@ -91,27 +173,52 @@ impl Server<'_> {
         let reply: Value = self.servers.quick(self.keys.lease_slot(), mget).await?;
         let mut values = reply::values(reply, keys.len()).map_err(|_| self.malformed("MGET"))?;
         let records = values.split_off(1);
-        let joins = values.pop().flatten();
-        Ok((joins, leases.iter().cloned().zip(records).collect()))
+        let changes = Changes::parse(values.pop().flatten());
+        Ok((changes, leases.iter().cloned().zip(records).collect()))
     }
 
-    async fn leases(&self) -> Result<Vec<String>, StoreError> {
-        let members = self.keys.members();
-        let smembers = |client: Client| {
-            let members = members.clone();
-            async move { client.smembers(members).await }
+    /// Brings `known` up to what is kept now; says which members turned out to be gone.
+    async fn catch_up(&self, known: &mut Known) -> Result<Vec<String>, StoreError> {
+        let before = known.changes.take();
+        let mut news = self.news(before.as_ref().map(|known| known.count)).await?;
+        let now = Changes::parse(news.changes.clone());
+        let both = before.as_ref().zip(now);
+        if !both.is_some_and(|(before, now)| now.goes_on_from(before)) {
+            if before.is_some() {
+                news = self.news(None).await?;
+            }
+            let members: BTreeSet<&String> = news.changed.iter().collect();
+            known.leases.retain(|key, _| members.contains(key));
+        }
+        known.changes = Changes::parse(news.changes);
+        let changed = news.changed.len();
+        let leases = [news.changed, news.gone].concat();
+        let (_, found) = self.look(&leases).await?;
+        let gone = known.note(found);
+        let members: BTreeSet<&String> = leases[..changed].iter().collect();
+        let gone = gone.into_iter().filter(|key| members.contains(key));
+        Ok(gone.collect())
+    }
+
+    /// What has changed since the change of number `since`, or all there is.
+    async fn news(&self, since: Option<u64>) -> Result<News, StoreError> {
+        let keys = vec![self.keys.members(), self.keys.changes(), self.keys.gone()];
+        let since = since.map_or_else(|| "-inf".to_owned(), |since| since.to_string());
+        let eval = |client: Client| {
+            let (keys, since) = (keys.clone(), since.clone());
+            async move { client.eval(scripts::NEWS, keys, vec![since]).await }
         };
-        let reply = self.servers.quick(self.keys.lease_slot(), smembers).await?;
-        reply::lease_keys(reply).map_err(|_| self.malformed("SMEMBERS"))
+        let reply: Value = self.servers.quick(self.keys.lease_slot(), eval).await?;
+        reply::news(reply).map_err(|_| self.malformed("EVAL (news)"))
     }
 
     async fn prune(&self, gone: Vec<String>) -> Result<(), StoreError> {
-        let mut keys = vec![self.keys.members(), self.keys.joins()];
+        let mut keys = vec![self.keys.members(), self.keys.changes(), self.keys.gone()];
         keys.extend(gone);
         let eval = |client: Client| {
             let keys = keys.clone();
             async move {
-                let done = client.eval(scripts::PRUNE, keys, Vec::<Value>::new());
+                let done = client.eval(scripts::PRUNE, keys, args(Duration::ZERO));
                 done.await.map(|_: Value| ())
             }
         };

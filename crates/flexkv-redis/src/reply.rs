@@ -20,10 +20,32 @@ pub(crate) fn flag(reply: &Value) -> Result<bool, Malformed> {
     }
 }
 
-/// The answer of SMEMBERS on the set of lease keys.
-pub(crate) fn lease_keys(reply: Value) -> Result<Vec<String>, Malformed> {
+/// What the script `NEWS` answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// The count of changes, as it is kept.
+    pub(crate) changes: Option<Bytes>,
+    /// Keys of leases that came or changed.
+    pub(crate) changed: Vec<String>,
+    /// Keys of leases that went.
+    pub(crate) gone: Vec<String>,
+}
+
+/// The answer of the script `NEWS`.
+pub(crate) fn news(reply: Value) -> Result<News, Malformed> {
+    let Value::Array(parts) = reply else {
+        return Err(Malformed);
+    };
+    let [changes, changed, gone] = <[Value; 3]>::try_from(parts).map_err(|_| Malformed)?;
+    Ok(News {
+        changes: changes.into_bytes(),
+        changed: lease_keys(changed)?,
+        gone: lease_keys(gone)?,
+    })
+}
+
+fn lease_keys(reply: Value) -> Result<Vec<String>, Malformed> {
     match reply {
-        Value::Null => Ok(Vec::new()),
         Value::Array(keys) => Ok(keys.into_iter().filter_map(Value::into_string).collect()),
         _ => Err(Malformed),
     }

@@ -20,15 +20,13 @@ use tokio::time::{Instant, sleep};
 use crate::config::RedisConfig;
 use crate::error::unavailable;
 use crate::keys::Keys;
-use crate::members::Members;
+use crate::members::{self, Members};
 use crate::reads::{Reads, Request};
 use crate::reply::{self, Malformed};
 use crate::scripts;
 use crate::servers::Servers;
 
-/// The set of members outlives every lease by far, but not a cluster that is gone.
-const MEMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How often whoever renews makes sure that it is in the set of members.
+/// How often whoever renews makes sure that it is among the members.
 const JOIN_EVERY: Duration = Duration::from_secs(60);
 /// Longer times to live and waits are cut to this, far below what the server can count.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -56,8 +54,8 @@ pub struct RedisStore {
     command_timeout: Duration,
     members: Members,
     reads: Reads,
-    /// When each name that we renew was last put into the set of members.
-    joined: Mutex<BTreeMap<String, Instant>>,
+    /// When each name that we renew was last made known, and with which record.
+    joined: Mutex<BTreeMap<String, (Instant, Bytes)>>,
     /// The last entry that the server took from us, of each log.
     ends: Mutex<BTreeMap<String, u64>>,
 }
@@ -116,7 +114,8 @@ impl RedisStore {
     fn lease_keys(&self, name: &str) -> Vec<String> {
         vec![
             self.keys.members(),
-            self.keys.joins(),
+            self.keys.changes(),
+            self.keys.gone(),
             self.keys.lease(name),
         ]
     }
@@ -164,8 +163,10 @@ impl RedisStore {
         ttl: Duration,
     ) -> Result<bool, StoreError> {
         let (slot, key) = (self.keys.lease_slot(), self.keys.lease(name));
-        let joined = lock(&self.joined).get(name).copied();
-        let renewed = if joined.is_some_and(|at| at.elapsed() < JOIN_EVERY) {
+        let is_known = lock(&self.joined)
+            .get(name)
+            .is_some_and(|(at, known)| at.elapsed() < JOIN_EVERY && *known == record);
+        let renewed = if is_known {
             self.extend_lease(&key, &record, ttl).await
         } else {
             Ok(false)
@@ -199,19 +200,15 @@ impl RedisStore {
     /// Takes a lease; says whether it was held already.
     async fn join(&self, name: &str, record: Bytes, ttl: Duration) -> Result<bool, StoreError> {
         let keys = self.lease_keys(name);
-        let members_ttl = milliseconds(ttl).max(milliseconds(MEMBERS_TTL));
-        let args = vec![
-            Value::Bytes(record),
-            milliseconds(ttl).into(),
-            members_ttl.into(),
-            format!("{:016x}", fastrand::Rng::new().u64(..)).into(),
-        ];
+        let mut args = members::args(ttl);
+        args.push(milliseconds(ttl).into());
+        args.push(Value::Bytes(record.clone()));
         let slot = self.keys.lease_slot();
         let reply = self.eval(scripts::JOIN, slot, keys, args).await?;
         let kept = reply::flag(&reply).map_err(self.malformed("EVAL (join)"))?;
         let mut joined = lock(&self.joined);
-        joined.retain(|_, at| at.elapsed() < JOIN_EVERY);
-        joined.insert(name.to_owned(), Instant::now());
+        joined.retain(|_, (at, _)| at.elapsed() < JOIN_EVERY);
+        joined.insert(name.to_owned(), (Instant::now(), record));
         Ok(kept)
     }
 
@@ -300,7 +297,8 @@ impl RedisStore {
             let key = key.clone();
             async move { client.unlink(key).await.map(|_: Value| ()) }
         };
-        let left = self.eval(scripts::LEAVE, self.keys.lease_slot(), keys, Vec::new());
+        let args = members::args(Duration::ZERO);
+        let left = self.eval(scripts::LEAVE, self.keys.lease_slot(), keys, args);
         let unlinked = self.servers.quick(self.keys.log_slot(log), unlink);
         let (left, unlinked) = tokio::join!(left, unlinked);
         left.and(unlinked)
@@ -367,7 +365,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// For the server, which counts whole milliseconds and refuses 0.
-fn milliseconds(time: Duration) -> i64 {
+pub(crate) fn milliseconds(time: Duration) -> i64 {
     let whole = time.min(MAX_TTL).as_nanos().div_ceil(1_000_000);
     i64::try_from(whole).unwrap_or(i64::MAX).max(1)
 }

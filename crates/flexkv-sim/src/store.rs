@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexkv_index::pace::{CURSOR_BYTES, ENTRY_FRAMING, LOG_FRAMING, MEMBER_BYTES};
+use flexkv_index::pace::{
+    CURSOR_BYTES, ENTRY_FRAMING, LOG_FRAMING, MEMBER_BYTES, MEMBERS_LOOKED_AT,
+};
 use flexkv_ports::{
     BoxFuture, Faults, FaultyStore, HeapStore, LogCursor, LogEntry, LogRead, Member, MetadataStore,
     Renewal, StoreError, StoreFaults,
@@ -284,7 +286,8 @@ impl MetadataStore for NodeStore {
     fn members(&self) -> BoxFuture<'_, Result<Vec<Member>, StoreError>> {
         Box::pin(self.call(async move {
             let members = self.inner.members().await?;
-            self.store.count(0, MEMBER_BYTES * members.len() as u64);
+            let looked_at = MEMBERS_LOOKED_AT.min(members.len() as u64);
+            self.store.count(0, MEMBER_BYTES * looked_at);
             Ok(members)
         }))
     }

@@ -32,12 +32,15 @@ fn all_publishers_together_keep_to_half_of_the_budget() {
 }
 
 #[test]
-fn lists_and_requests_of_a_large_cluster_become_rare() {
+fn requests_of_a_large_cluster_become_rare_and_lists_only_of_a_huge_one() {
     let large = share(1000, 1);
     let interval = Duration::from_secs(2);
     let a_second = 1e6 * CURSOR_BYTES as f64 / large.read_interval().as_secs_f64();
     assert!(a_second < 26e6, "{a_second}");
-    let a_second = 1e6 * MEMBER_BYTES as f64 / large.members_interval(interval).as_secs_f64();
+    assert_eq!(large.members_interval(interval), interval);
+    let huge = share(10_000, 1);
+    let list = (MEMBERS_LOOKED_AT * MEMBER_BYTES) as f64;
+    let a_second = 1e4 * list / huge.members_interval(interval).as_secs_f64();
     assert!(a_second < 13e6, "{a_second}");
 }
 

@@ -12,7 +12,8 @@ fn keys_are_as_documented() {
     let tag = "prod-1:000000000000000000000000000000ab";
     assert_eq!(keys.lease("n{0}"), format!("flexkv:{{{tag}}}:lease:n{{0}}"));
     assert_eq!(keys.members(), format!("flexkv:{{{tag}}}:members"));
-    assert_eq!(keys.joins(), format!("flexkv:{{{tag}}}:joins"));
+    assert_eq!(keys.changes(), format!("flexkv:{{{tag}}}:changes"));
+    assert_eq!(keys.gone(), format!("flexkv:{{{tag}}}:gone"));
     // XXH3-64 of no bytes is 0x2d06800538d394c2.
     assert_eq!(keys.log(""), format!("flexkv:{{{tag}:2}}:log:"));
 }
@@ -34,7 +35,12 @@ fn names_come_back_out_of_our_keys_only() {
 #[test]
 fn leases_share_a_slot_and_logs_are_spread() {
     let keys = Keys::new("a", NamespaceId::from_u128(1));
-    for key in [keys.lease("n"), keys.joins(), keys.lease("{m}")] {
+    for key in [
+        keys.lease("n"),
+        keys.changes(),
+        keys.gone(),
+        keys.lease("{m}"),
+    ] {
         assert_eq!(super::slot(&key), keys.lease_slot(), "{key}");
     }
     let logs: Vec<_> = (0..1000).map(|n| format!("node-{n}.{n:016x}.1")).collect();

@@ -5,7 +5,7 @@ use flexkv_block::NamespaceId;
 use flexkv_ports::{LogEntry, LogRead};
 use fred::types::Value;
 
-use super::{Malformed, flag, lease_keys, logs, values};
+use super::{Malformed, News, flag, logs, news, values};
 use crate::keys::Keys;
 
 fn text(text: &str) -> Value {
@@ -31,9 +31,26 @@ fn flags() {
 
 #[test]
 fn members() {
-    assert_eq!(lease_keys(Value::Null), Ok(vec![]));
-    assert_eq!(lease_keys(array([text("a")])), Ok(vec!["a".to_owned()]));
-    assert_eq!(lease_keys(Value::Integer(1)), Err(Malformed));
+    let none = News::default();
+    assert_eq!(news(array([Value::Null, array([]), array([])])), Ok(none));
+    let some = News {
+        changes: Some(Bytes::from_static(b"a.7")),
+        changed: vec!["x".to_owned(), "y".to_owned()],
+        gone: vec!["z".to_owned()],
+    };
+    let both = array([text("x"), text("y")]);
+    assert_eq!(
+        news(array([text("a.7"), both, array([text("z")])])),
+        Ok(some)
+    );
+    for reply in [
+        Value::Null,
+        array([]),
+        array([text("a.7"), array([])]),
+        array([text("a.7"), text("x"), array([])]),
+    ] {
+        assert_eq!(news(reply.clone()), Err(Malformed), "{reply:?}");
+    }
     let some = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
     let reply = || array([text("x"), Value::Null, text("z")]);
     assert_eq!(values(reply(), 3), Ok(vec![some("x"), None, some("z")]));

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use flexkv_ports::{MetadataStore, StoreError};
 use flexkv_redis::{RedisConfig, RedisStore};
 
-use crate::server::{LONG, conforms, in_cluster, server, tell};
+use crate::server::{LONG, NOW, conforms, cursor, in_cluster, server, tell};
 
 /// What `docs/protocol.md` lists.
-const COMMANDS: &str = "+auth +ping +select +client|id +info +eval +exists +set +mget +unlink \
-                        +pexpire +sadd +srem +smembers +xadd +xdel +xlen +xrange +xread";
+const COMMANDS: &str = "+auth +ping +select +client|id +info +eval +exists +get +set +mget +unlink \
+                        +pexpire +zadd +zrange +zrem +zremrangebyrank +zscore +xadd +xdel +xlen \
+                        +xrange +xread";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_what_the_protocol_lists_can_do_everything() {
@@ -58,7 +59,9 @@ async fn a_user_without_rights_is_denied() {
     let url = format!("redis://reader:pw@127.0.0.1:{}", server.port());
     let config: RedisConfig = in_cluster(&url, "it", 1);
     let store = RedisStore::connect(config).await.expect("may connect");
-    assert_eq!(store.members().await, Ok(vec![]));
+    assert_eq!(store.read(&[cursor("l", 0)], 10, NOW).await, Ok(vec![]));
     let error = store.renew("n", Bytes::new(), "l", LONG).await;
+    assert!(matches!(error, Err(StoreError::Denied { .. })), "{error:?}");
+    let error = store.members().await;
     assert!(matches!(error, Err(StoreError::Denied { .. })), "{error:?}");
 }

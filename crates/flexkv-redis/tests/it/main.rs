@@ -5,6 +5,7 @@ mod cluster;
 mod faults;
 mod idle;
 mod local;
+mod members;
 mod sentinel;
 mod server;
 mod store;

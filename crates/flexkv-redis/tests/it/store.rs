@@ -117,7 +117,7 @@ async fn everything_expires_and_members_are_cleaned_up() {
     {
         let left = tell(&server, &format!("PTTL {key}")).await;
         let left: i64 = left.trim_start_matches(':').parse().expect("a time");
-        let set = key.ends_with(":members") || key.ends_with(":joins");
+        let set = key.ends_with(":members") || key.ends_with(":changes");
         assert!(
             left > 0 && (set || left <= 300),
             "{key} expires in {left} ms"
@@ -219,59 +219,6 @@ async fn foreign_entries_do_not_stop_a_reader() {
 }
 
 #[tokio::test]
-async fn a_member_may_have_any_name() {
-    let server = server().await;
-    let store = store(&server).await;
-    let all = [
-        "",
-        "message",
-        "subscribe",
-        "sp ace",
-        "{x}",
-        "ä\r\n",
-        "pmessage",
-    ];
-    for name in all {
-        let record = Bytes::from(name);
-        store.renew(name, record, "l", LONG).await.expect(name);
-    }
-    let mut members = store.members().await.expect("members");
-    members.sort_by_key(|member| all.iter().position(|name| *name == member.name));
-    let got: Vec<_> = members
-        .iter()
-        .map(|m| (&m.name[..], &m.record[..]))
-        .collect();
-    assert_eq!(got, all.map(|name| (name, name.as_bytes())));
-}
-
-#[tokio::test]
-async fn members_may_be_many_and_some_are_gone() {
-    let server = server().await;
-    let store = store(&server).await;
-    for n in 0..2100 {
-        let (name, record) = (format!("n{n:04}"), Bytes::from(format!("r{n}")));
-        let renewed = store.renew(&name, record, "l", LONG).await;
-        renewed.expect("renew");
-    }
-    let gone = [0, 999, 1000, 1001, 2099];
-    for n in gone {
-        let key = format!("flexkv:{{it:{:032x}}}:lease:n{n:04}", 1);
-        assert_eq!(tell(&server, &format!("DEL {key}")).await, ":1");
-    }
-    let mut members = store.members().await.expect("members");
-    members.sort_by(|a, b| a.name.cmp(&b.name));
-    let live = (0..2100).filter(|n| !gone.contains(n));
-    let expected: Vec<_> = live
-        .map(|n| (format!("n{n:04}"), format!("r{n}")))
-        .collect();
-    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-    let got = members.iter().map(|m| (m.name.clone(), text(&m.record)));
-    assert_eq!(got.collect::<Vec<_>>(), expected);
-    let set = format!("SCARD flexkv:{{it:{:032x}}}:members", 1);
-    assert_eq!(tell(&server, &set).await, ":2095");
-}
-
-#[tokio::test]
 async fn dropping_a_store_closes_its_connections() {
     let server = server().await;
     let clients = async || {
@@ -356,26 +303,4 @@ async fn a_renewal_tells_that_the_end_of_a_log_was_lost() {
     assert!(!kept().await);
     let lost = store.append("l", &entries(6..7, 0), false, LONG).await;
     assert!(matches!(lost, Err(StoreError::LogLost { .. })), "{lost:?}");
-}
-
-#[tokio::test]
-async fn members_are_found_again_when_their_list_was_lost() {
-    let server = server().await;
-    let (other, store) = (store(&server).await, store(&server).await);
-    for name in ["a", "b"] {
-        let renewed = store.renew(name, Bytes::from(name), "l", LONG).await;
-        renewed.expect("renew");
-    }
-    assert_eq!(names(&other).await, ["a", "b"]);
-    let renewed = store.renew("c", Bytes::new(), "l", LONG).await;
-    renewed.expect("renew");
-    assert_eq!(names(&other).await, ["a", "b", "c"], "someone joined");
-    store.leave("a", "l").await.expect("leave");
-    assert_eq!(names(&other).await, ["b", "c"], "someone left");
-    let joins = format!("DEL flexkv:{{it:{:032x}}}:joins", 1);
-    assert_eq!(tell(&server, &joins).await, ":1");
-    let renewed = other.renew("d", Bytes::new(), "l", LONG).await;
-    renewed.expect("renew");
-    assert_eq!(names(&store).await, ["b", "c", "d"]);
-    assert_eq!(names(&other).await, ["b", "c", "d"]);
 }
