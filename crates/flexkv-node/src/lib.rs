@@ -43,7 +43,7 @@ use crate::counters::Counters;
 use crate::fetch::Fetches;
 use crate::peers::Peers;
 use crate::reset::Resets;
-pub use crate::sync::SyncStats;
+pub use crate::sync::{SyncStats, carry_out};
 use crate::tickets::Tickets;
 use crate::write_behind::Backlog;
 

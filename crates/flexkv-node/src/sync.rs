@@ -112,38 +112,10 @@ async fn perform(
     store: &dyn MetadataStore,
     action: PublishAction,
 ) -> PublishOutcome {
-    let result = match action {
-        PublishAction::Append {
-            log,
-            entries,
-            create,
-            ttl,
-        } => {
-            let entry = |(sequence, bytes)| LogEntry { sequence, bytes };
-            let entries: Vec<LogEntry> = entries.into_iter().map(entry).collect();
-            shared.counters.publish_appends.increment(1);
-            store
-                .append(&log, &entries, create, ttl)
-                .await
-                .map(|()| PublishOutcome::Done)
-        }
-        PublishAction::Renew {
-            name,
-            record,
-            log,
-            ttl,
-        } => store
-            .renew(&name, record, &log, ttl)
-            .await
-            .map(|renewal| PublishOutcome::Renewed {
-                lease_kept: renewal.lease_kept,
-                log_kept: renewal.log_kept,
-            }),
-        PublishAction::Retire { log, ttl } => {
-            store.retire(&log, ttl).await.map(|()| PublishOutcome::Done)
-        }
-    };
-    result.unwrap_or_else(|error| {
+    if matches!(action, PublishAction::Append { .. }) {
+        shared.counters.publish_appends.increment(1);
+    }
+    carry_out(store, action).await.unwrap_or_else(|error| {
         shared.counters.store_errors.increment(1);
         tracing::debug!(node = %shared.id, %error, "publishing failed");
         match error {
@@ -153,6 +125,45 @@ async fn perform(
             StoreError::Full { .. } => PublishOutcome::Full,
         }
     })
+}
+
+/// Asks of the store what a publisher wants.
+///
+/// # Errors
+/// What the store says.
+pub async fn carry_out(
+    store: &dyn MetadataStore,
+    action: PublishAction,
+) -> Result<PublishOutcome, StoreError> {
+    match action {
+        PublishAction::Append {
+            log,
+            entries,
+            create,
+            ttl,
+        } => {
+            let entry = |(sequence, bytes)| LogEntry { sequence, bytes };
+            let entries: Vec<LogEntry> = entries.into_iter().map(entry).collect();
+            store.append(&log, &entries, create, ttl).await?;
+            Ok(PublishOutcome::Done)
+        }
+        PublishAction::Renew {
+            name,
+            record,
+            log,
+            ttl,
+        } => {
+            let renewal = store.renew(&name, record, &log, ttl).await?;
+            Ok(PublishOutcome::Renewed {
+                lease_kept: renewal.lease_kept,
+                log_kept: renewal.log_kept,
+            })
+        }
+        PublishAction::Retire { log, ttl } => {
+            store.retire(&log, ttl).await?;
+            Ok(PublishOutcome::Done)
+        }
+    }
 }
 
 /// Follows for as long as the node runs.

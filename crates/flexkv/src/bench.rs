@@ -92,21 +92,24 @@ fn time<T>(times: usize, mut prepare: impl FnMut(usize) -> T, mut work: impl FnM
     measured
 }
 
-/// CPU time that all threads of this process and of process `pid` have used, as the scheduler
-/// counts it. Threads that have ended meanwhile are missing; those that carry data stay.
+/// CPU time that all threads of this process and of process `pid` have used.
 fn cpu(pid: Option<u32>) -> Result<Duration> {
+    let others = pid.map_or(Ok(Duration::ZERO), cpu_of)?;
+    Ok(cpu_of(std::process::id())? + others)
+}
+
+/// CPU time that all threads of a process have used, as the scheduler counts it. Threads that have
+/// ended meanwhile are missing; those that carry data stay.
+fn cpu_of(process: u32) -> Result<Duration> {
     let mut nanos = 0;
-    let own = std::process::id();
-    for process in [Some(own), pid].into_iter().flatten() {
-        let folder = format!("/proc/{process}/task");
-        let tasks = std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
-        for task in tasks {
-            let file = task?.path().join("schedstat");
-            // The thread may have ended since it was listed.
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            let first = text.split(' ').next().unwrap_or_default();
-            nanos += first.parse().unwrap_or(0u64);
-        }
+    let folder = format!("/proc/{process}/task");
+    let tasks = std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+    for task in tasks {
+        let file = task?.path().join("schedstat");
+        // The thread may have ended since it was listed.
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let first = text.split(' ').next().unwrap_or_default();
+        nanos += first.parse().unwrap_or(0u64);
     }
     Ok(Duration::from_nanos(nanos))
 }

@@ -24,6 +24,7 @@ use crate::units::parse_duration;
 ///   flexkv bench index
 ///   flexkv bench index --json > today.json
 ///   flexkv bench store --redis redis://127.0.0.1:6379
+///   flexkv bench store --redis redis://127.0.0.1:6379 --followers 2,4,8,16
 ///   flexkv bench ssd --dir /data
 ///   flexkv bench transport
 ///   flexkv bench serve --base-url http://127.0.0.1:30001 --instances 2
@@ -66,6 +67,11 @@ pub(super) struct StoreArgs {
     /// How long nodes are watched, once under load and once idle
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
     watch: Duration,
+    /// Instead: clusters of so many nodes, one of which changes blocks. What server and followers
+    /// spend, beside the formulas of docs/scale.md
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "blocks",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(2..=100))]
+    followers: Vec<usize>,
     /// Print an array of rows as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -97,6 +103,19 @@ fn run_index(args: &IndexArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 async fn run_store(args: StoreArgs, again: &Again, out: &mut dyn Write) -> Result<()> {
+    if !args.followers.is_empty() {
+        let plan = store::FollowersPlan {
+            redis: super::redis(&args.redis),
+            nodes: args.followers,
+            watch: args.watch,
+            program: again.command()?,
+        };
+        let rows = store::followers(&plan).await?;
+        return match args.json {
+            true => super::print_json(out, &rows),
+            false => super::print(out, &show_checked(&rows)),
+        };
+    }
     let plan = store::Plan {
         redis: super::redis(&args.redis),
         blocks: args.blocks,
@@ -114,14 +133,39 @@ fn print_rows(rows: &[Row], json: bool, out: &mut dyn Write) -> Result<()> {
     }
 }
 
+fn number(value: f64) -> String {
+    if value < 10.0 {
+        format!("{value:.3}")
+    } else {
+        format!("{value:.1}")
+    }
+}
+
+fn show_checked(rows: &[store::Checked]) -> String {
+    let cells = rows.iter().map(|row| {
+        vec![
+            row.name.to_owned(),
+            row.nodes.to_string(),
+            format!("{:.0}", row.changes),
+            format!("{:.0}", row.entries),
+            format!("{} {}", number(row.measured), row.unit),
+            number(row.formula),
+            format!("{:.2}", row.ratio),
+        ]
+    });
+    let header = [
+        "",
+        "nodes",
+        "changes/s",
+        "entries/s",
+        "measured",
+        "formula",
+        "ratio",
+    ];
+    table(&header, cells.collect())
+}
+
 fn show(rows: &[Row]) -> String {
-    let number = |value: f64| {
-        if value < 10.0 {
-            format!("{value:.3}")
-        } else {
-            format!("{value:.1}")
-        }
-    };
     let cells = rows.iter().map(|row| {
         let peer = row
             .peer_value

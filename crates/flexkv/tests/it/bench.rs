@@ -1,5 +1,7 @@
 //! `flexkv bench`: rows that a script can read.
 
+use flexkv_redis::local::LocalRedis;
+
 use crate::harness::Home;
 
 #[test]
@@ -65,4 +67,72 @@ fn transports_are_measured_between_two_processes() {
 fn a_distant_owner_is_asked_for_with_a_secret() {
     let done = Home::new().run("bench transport --peer 127.0.0.1:1");
     done.assert_failed(2, &["--peer and --serve need --secret-file"]);
+}
+
+#[tokio::test]
+async fn a_store_is_measured_and_left_empty() {
+    let redis = LocalRedis::start().await.unwrap();
+    let (home, url) = (Home::new(), redis.url());
+    let args = format!("bench store --redis {url} --blocks 20000 --watch 2s --json");
+    let rows = home.run(&args).json();
+    let rows = rows.as_array().unwrap();
+    for (name, target) in [
+        ("publish, per block", Some(0.5)),
+        ("longest hold of the node's lock meanwhile", Some(5.0)),
+        ("all such holds", None),
+        ("a newcomer's snapshot", Some(1.2)),
+        ("memory in Redis, per block", Some(20.0)),
+        ("stored to visible on others, p50", None),
+        ("stored to visible on others, p99", Some(20.0)),
+        (
+            "commands of an idle node, those in scripts included",
+            Some(2.0),
+        ),
+    ] {
+        let row = rows.iter().find(|row| row["name"] == name);
+        let row = row.unwrap_or_else(|| panic!("no row `{name}` in {rows:?}"));
+        assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["target"].as_f64(), target, "{row}");
+    }
+    let scripts = rows
+        .iter()
+        .find(|row| row["name"] == "scripts of an idle node");
+    assert!(scripts.unwrap()["value"].as_f64().unwrap() >= 0.0);
+    home.assert_clean();
+}
+
+#[tokio::test]
+async fn followers_cost_what_the_formulas_say() {
+    let redis = LocalRedis::start().await.unwrap();
+    let (home, url) = (Home::new(), redis.url());
+    let args = format!("bench store --redis {url} --followers 2,3 --watch 2s");
+    let rows = home.run(&format!("{args} --json")).json();
+    let rows = rows.as_array().unwrap();
+    for nodes in [2, 3] {
+        for (name, most) in [
+            ("store sends", 2.0),
+            ("store receives", 2.0),
+            ("commands", 2.0),
+            ("store memory, at most", 1.0),
+            ("processor of a follower", f64::MAX),
+        ] {
+            let found = rows
+                .iter()
+                .filter(|row| row["name"] == name && row["nodes"] == nodes);
+            let found: Vec<_> = found.collect();
+            assert_eq!(found.len(), 2, "one for each load: {rows:?}");
+            for row in found {
+                let [measured, formula, ratio, changes] =
+                    ["measured", "formula", "ratio", "changes"].map(|f| row[f].as_f64().unwrap());
+                assert!(measured > 0.0 && changes > 0.0, "{row}");
+                assert!((ratio - measured / formula).abs() < 1e-9, "{row}");
+                assert!(ratio <= most, "{row}");
+            }
+        }
+    }
+    home.assert_clean();
+    home.run(&format!("{args} --blocks 5")).assert_failed(
+        2,
+        &["'--followers <N,...>' cannot be used with '--blocks <N>'"],
+    );
 }

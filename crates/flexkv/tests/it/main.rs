@@ -16,4 +16,5 @@ mod reset;
 mod serve;
 mod ssd;
 mod store_faults;
+mod store_kinds;
 mod usage;

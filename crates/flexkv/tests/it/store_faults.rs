@@ -247,6 +247,23 @@ async fn a_node_that_was_stopped_for_longer_than_its_lease_comes_back_with_its_b
 }
 
 #[tokio::test]
+async fn a_node_that_was_killed_is_forgotten_and_its_next_life_is_found() {
+    let mut pair = Pair::new().await;
+    let known = pair.store(4).await;
+    signal(pair.a.running.pid(), Signal::KILL);
+    pair.b.sees(0);
+    assert_eq!(load(&pair.at_b, &keys(known, 4)).await, (0, 0));
+    let more = format!("redis.url = '{}'", pair.redis.url());
+    pair.a = NodeProcess::start(&pair.home, "a", &more);
+    pair.at_a = pair.a.attach().await;
+    pair.b.sees(1);
+    pair.shares().await;
+    let now = pair.b.metrics().await;
+    let peers = "flexkv_peers{node=\"b\"} 1";
+    assert!(now.lines().any(|line| line == peers), "{now}");
+}
+
+#[tokio::test]
 async fn two_nodes_of_one_name_are_two_owners() {
     let mut pair = Pair::new().await;
     let more = format!("redis.url = '{}'", pair.redis.url());
