@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use flexkv_index::pace::{CURSOR_BYTES, ENTRY_FRAMING, LOG_FRAMING, MEMBER_BYTES};
+use flexkv_index::pace::{
+    CURSOR_BYTES, ENTRY_FRAMING, LOG_FRAMING, MEMBER_BYTES, MEMBERS_LOOKED_AT,
+};
 use flexkv_index::{Share, SnapshotStats};
 
 use crate::store::Traffic;
@@ -60,12 +62,13 @@ impl Work {
         (self.bytes as f64 - ENTRY_HEADER * self.entries as f64) / self.changes.max(1) as f64
     }
 
-    /// What the store sends in a second: every node reads every entry, and lists all members.
+    /// What the store sends in a second: every node reads every entry, and looks at some members.
     pub(crate) fn sent(&self) -> f64 {
         let framed = self.entries * (ENTRY_FRAMING + LOG_FRAMING);
         let lists = self.share().members_interval(LISTS).as_secs_f64();
         let nodes = self.nodes as f64;
-        nodes * self.a_second(self.bytes + framed) + nodes * nodes * MEMBER_BYTES as f64 / lists
+        let looked_at = MEMBERS_LOOKED_AT.min(self.nodes as u64) * MEMBER_BYTES;
+        nodes * self.a_second(self.bytes + framed) + nodes * looked_at as f64 / lists
     }
 
     /// How often a node reads in a second, at most: whenever there is news, but not more often than

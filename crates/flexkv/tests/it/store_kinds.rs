@@ -68,7 +68,8 @@ async fn nodes_share_over_a_cluster_of_three_masters() {
         // Servers of a cluster talk over the port 10,000 above.
         let free = |port: &u16| {
             let both = [*port, *port + 10_000];
-            both.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            both.iter()
+                .all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         };
         let mut ports = std::iter::repeat_with(|| fastrand::u16(10_000..22_000));
         let lines = "cluster-enabled yes\ncluster-node-timeout 1000\n";
