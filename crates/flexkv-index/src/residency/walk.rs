@@ -140,9 +140,15 @@ impl<P: EvictionPolicy> LiveSet for Residency<P> {
 }
 
 impl<P: EvictionPolicy> Residency<P> {
-    /// The block before the one at `at`, if it is here.
+    /// The block before the one at `at`, if it is here. That is mostly the entry before it, as blocks of a
+    /// prompt come together, and looking there first is several times faster than asking the map.
     fn before(&self, at: u32) -> Option<EntryId> {
-        let entry = self.entries.get(at as usize)?;
-        self.find(entry.parent?)
+        let at = at as usize;
+        let parent = self.entries.get(at)?.parent?;
+        let guess = at.wrapping_sub(1);
+        match self.entries.get(guess) {
+            Some(entry) if entry.key == parent && entry.is_live() => Some(EntryId::new(guess)),
+            _ => self.find(parent),
+        }
     }
 }

@@ -47,7 +47,7 @@ const IDLE_COMMANDS: f64 = 1.6;
 const LOG_BYTES: f64 = (1 << 20) as f64;
 /// Processor time of a follower for one reading, and for one block of it, in microseconds: as
 /// measured on the machine of `docs/benchmarks.md`.
-const READING_CPU: f64 = 100.0;
+const READING_CPU: f64 = 170.0;
 const BLOCK_CPU: f64 = 0.3;
 
 /// What to measure.
