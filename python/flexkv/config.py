@@ -68,6 +68,13 @@ class Config:
     """Port for other nodes; 0 takes a free one."""
     shared_memory: bool = True
     """Nodes of one host read each other's memory in place. Without it they use the network, too."""
+    tls_certificate_file: str | None = None
+    """With the next two: blocks travel between hosts inside TLS."""
+    tls_key_file: str | None = None
+    tls_ca_file: str | None = None
+    """Certificates of the authorities whose nodes are believed."""
+    tls_name: str | None = None
+    """The name that all nodes' certificates bear; each its node's address if none."""
     metrics_listen: str | None = None
     """Where the node serves its metrics, such as `127.0.0.1:9400`."""
     runtime_dir: str | None = None

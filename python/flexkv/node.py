@@ -160,6 +160,7 @@ def toml(config: Config, deployment: Deployment, at: Files) -> str:
         "[network]",
         f"listen = {_quoted(_with_port(address, config.node_port))}",
         *(() if config.shared_memory else ("shared_memory = false",)),
+        *_tls(config),
         "[engine]",
         f"socket = {_quoted(str(at.socket))}",
     ]
@@ -185,6 +186,19 @@ def _ssd(config: Config) -> list[str]:
         f'sizes = "{size} B"',
         f"policy = {_quoted(config.eviction_policy)}",
     ]
+
+
+def _tls(config: Config) -> list[str]:
+    """The settings of TLS that are there; the node says which are missing."""
+    files = {
+        "tls_certificate_file": config.tls_certificate_file,
+        "tls_key_file": config.tls_key_file,
+        "tls_ca_file": config.tls_ca_file,
+    }
+    lines = [f"{key} = {_quoted(str(Path(path).resolve()))}" for key, path in files.items() if path]
+    if config.tls_name:
+        lines.append(f"tls_name = {_quoted(config.tls_name)}")
+    return lines
 
 
 def memory_bytes(config: Config) -> int:

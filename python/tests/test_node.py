@@ -41,6 +41,10 @@ def test_the_configuration_says_what_the_settings_say(config: Config, tmp_path: 
         cpu_cache_gb=2,
         node_name="a.b",
         shared_memory=False,
+        tls_certificate_file="/etc/node.pem",
+        tls_key_file="/etc/node.key",
+        tls_ca_file="/etc/ca.pem",
+        tls_name="node.flexkv",
     )
     at = node.files(shared, NAMESPACE)
     text = node.toml(shared, DEPLOYMENT, at)
@@ -49,7 +53,14 @@ def test_the_configuration_says_what_the_settings_say(config: Config, tmp_path: 
     assert read["namespace"] == {"id": NAMESPACE, "block_bytes": 4096}
     assert read["memory"]["size"] == f"{2 << 30} B"
     assert read["redis"]["url"] == "redis://127.0.0.1:6379"
-    assert read["network"] == {"listen": "10.0.0.2:0", "shared_memory": False}
+    assert read["network"] == {
+        "listen": "10.0.0.2:0",
+        "shared_memory": False,
+        "tls_certificate_file": "/etc/node.pem",
+        "tls_key_file": "/etc/node.key",
+        "tls_ca_file": "/etc/ca.pem",
+        "tls_name": "node.flexkv",
+    }
     assert read["secret"] == "secret words", "the password serves as the cluster's secret"
     alone = tomllib.loads(node.toml(config, DEPLOYMENT, node.files(config, NAMESPACE)))
     assert "redis" not in alone

@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of what is measured.
 
+mod transport;
+
 use anyhow::Result;
 
 use crate::shell::Run;
@@ -18,6 +20,8 @@ use crate::shell::Run;
 ///   cargo xtask bench -- match_prefix      only benches whose name has `match_prefix`
 ///
 ///   cargo xtask bench ssd --with-fio       the SSD tier beside fio
+///
+///   cargo xtask bench transport            TCP and shared memory, see there
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
@@ -34,6 +38,7 @@ pub(crate) struct BenchArgs {
 /// Benches of one part.
 #[derive(clap::Subcommand)]
 enum Which {
+    Transport(transport::Args),
     /// The SSD tier, on files in the folder of builds unless --dir says otherwise
     Ssd {
         /// Arguments for `flexkv bench ssd`
@@ -57,8 +62,10 @@ pub(crate) struct DemoArgs {
 
 /// Runs the benches.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    if let Some(Which::Ssd { rest }) = &args.which {
-        return ssd(rest).run();
+    match &args.which {
+        Some(Which::Ssd { rest }) => return ssd(rest).run(),
+        Some(Which::Transport(args)) => return transport::run(args),
+        None => {}
     }
     let mut criterion = Run::cargo("bench --package flexkv-benches --bench hot_paths");
     if !args.rest.is_empty() {

@@ -30,6 +30,13 @@ pub(crate) const FAKETIME: Tool = Tool {
     needed_by: "the integration suites",
 };
 
+/// What one stream of TCP can carry.
+pub(crate) const IPERF3: Tool = Tool {
+    program: "iperf3",
+    package: "iperf3",
+    needed_by: "the comparison of transports",
+};
+
 /// Compiles libFuzzer, which is C++.
 pub(crate) const CXX: Tool = Tool {
     program: "g++",

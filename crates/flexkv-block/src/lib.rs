@@ -15,7 +15,8 @@ mod namespace;
 
 pub use arena::{ARENA_HEADER_BYTES, ArenaError, ArenaLayout, DESCRIPTOR_BYTES, Descriptor};
 pub use frame::{
-    Checksum, FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_VERSION, FrameError, FrameHeader,
+    Checksum, ChecksumStream, FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_VERSION, FrameError,
+    FrameHeader,
 };
 pub use key::{BlockKey, ClusterSecret, KeyChain, TokenId};
 pub use layout::{BlockLayout, LayerShape, LayoutError};

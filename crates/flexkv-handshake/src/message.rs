@@ -43,11 +43,13 @@ pub enum Refusal {
     User = 7,
     /// The connection asked for more at once than it may.
     Oversized = 8,
+    /// There was no agreement on certificates. TLS says so itself: it is counted, and never sent.
+    Tls = 9,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Version,
         Self::Namespace,
         Self::BlockSize,
@@ -56,6 +58,7 @@ impl Refusal {
         Self::Unproven,
         Self::User,
         Self::Oversized,
+        Self::Tls,
     ];
 
     /// Its name in metrics.
@@ -69,6 +72,7 @@ impl Refusal {
             Self::Unproven => "unproven",
             Self::User => "user",
             Self::Oversized => "oversized",
+            Self::Tls => "tls",
         }
     }
 

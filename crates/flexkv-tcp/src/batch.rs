@@ -69,6 +69,13 @@ impl Batch {
         self.lock().todo.is_empty()
     }
 
+    /// Whether all of it is one piece, of at most `most` bytes.
+    pub(crate) fn is_small(&self, most: usize) -> bool {
+        let state = self.lock();
+        let bytes: usize = state.todo.iter().map(Item::bytes).sum();
+        bytes <= most.min(LEAST_BYTES) && state.todo.len() <= PIECE_BLOCKS
+    }
+
     /// How many connections can work on the batch at once, at most `most`.
     pub(crate) fn width(&self, most: usize) -> usize {
         let state = self.lock();
@@ -168,6 +175,19 @@ pub(crate) struct Piece {
     /// The wants.
     pub(crate) parts: Vec<Part>,
     batch: Arc<Batch>,
+}
+
+impl Piece {
+    /// Bytes of its wants.
+    pub(crate) fn bytes(&self) -> usize {
+        let bytes = |part: &Part| part.want.into.bytes().len();
+        self.parts.iter().map(bytes).sum()
+    }
+
+    /// When its batch is due.
+    pub(crate) fn until(&self) -> Instant {
+        self.batch.until
+    }
 }
 
 impl Drop for Piece {

@@ -4,26 +4,30 @@
 //! by window, while the bytes are in cache. Knows nothing of back-off or of other connections.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flexkv_block::{Checksum, FrameHeader};
+use flexkv_block::{Checksum, ChecksumStream, FrameHeader};
 use flexkv_handshake::{Asking, Credential, GreetError, Terms, VERDICT_BYTES, WELCOME_BYTES};
 use flexkv_ports::{FetchOutcome, MemorySlice, Want};
 use thiserror::Error;
 
 use crate::batch::{Batch, Part, Piece};
 use crate::deadline::{self, Timed};
-use crate::foreign::{self, Cursor};
+use crate::foreign::Cursor;
+use crate::line::Line;
+use crate::tls::Tls;
 use crate::wire::{
     ANSWER_BYTES, Answer, Entry, RESPONSE_BYTES, Request, RequestKind, Response, WireError,
 };
 
 /// Pieces requested before the first of them is read: hides the round trip between two pieces.
 const DEPTH: usize = 2;
+/// Bytes asked for in one turn with a batch, while other batches wait.
+const TURN: usize = 8 << 20;
 /// Bytes received, then hashed, at a time: they are still in cache.
 const WINDOW: usize = 256 << 10;
 /// Bytes copied out of a slot at a time to be hashed.
@@ -37,7 +41,10 @@ pub(crate) enum LinkError {
     Greet(#[from] GreetError),
     /// The socket failed, ended, or a deadline passed.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// There is no agreement on certificates, or what came is not what the owner sent.
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
     /// A block is sent with another length than asked for.
     #[error("the owner sends a block of {found} bytes for a slot of {slot}")]
     Length {
@@ -57,7 +64,24 @@ pub(crate) enum LinkError {
     Wire(#[from] WireError),
 }
 
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        match error.downcast::<rustls::Error>() {
+            Ok(error) => Self::Tls(error),
+            Err(error) => Self::Io(error),
+        }
+    }
+}
+
 impl LinkError {
+    /// Whether it says that reader and owner do not agree, which will not change by itself.
+    pub(crate) fn is_disagreement(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(_) | Self::Greet(GreetError::Refused { .. } | GreetError::Impostor)
+        )
+    }
+
     /// Whether a deadline passed.
     pub(crate) fn timed_out(&self) -> bool {
         matches!(self, Self::Io(error) if deadline::timed_out(error))
@@ -66,7 +90,7 @@ impl LinkError {
 
 /// An open connection.
 pub(crate) struct Connection {
-    stream: Arc<TcpStream>,
+    line: Line,
     last_id: u32,
     /// The last request whose payloads were read.
     read: u32,
@@ -77,37 +101,78 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
 }
 
-/// A piece and the number of its request.
-struct Requested {
+/// A piece that was asked for, and what has arrived of its answer.
+pub(crate) struct Requested {
     id: u32,
     piece: Piece,
+    /// The response and its answers, of which the first `at` bytes are there.
+    head: Vec<u8>,
+    at: usize,
+    held: bool,
+    /// The blocks whose payloads come; none before the answers are there.
+    found: Option<Vec<Found>>,
+    /// Bytes of payload that have arrived.
+    moved: usize,
+    /// The checksum of the block under way.
+    sum: ChecksumStream,
+}
+
+impl Requested {
+    fn new(id: u32, piece: Piece) -> Self {
+        Self {
+            id,
+            head: vec![0; RESPONSE_BYTES + ANSWER_BYTES * piece.parts.len()],
+            piece,
+            at: 0,
+            held: false,
+            found: None,
+            moved: 0,
+            sum: Checksum::stream(),
+        }
+    }
+
+    /// When the answer is due.
+    pub(crate) fn until(&self) -> Instant {
+        self.piece.until()
+    }
 }
 
 impl Connection {
     /// Connects and shakes hands until `until`.
     pub(crate) fn open(
         address: SocketAddr,
+        tls: Option<&Tls>,
         credential: &Credential,
         terms: Terms,
         until: Instant,
     ) -> Result<Self, LinkError> {
-        let stream = TcpStream::connect_timeout(&address, deadline::left(until)?)?;
+        let stream = Arc::new(TcpStream::connect_timeout(
+            &address,
+            deadline::left(until)?,
+        )?);
         stream.set_nodelay(true)?;
-        let (asking, opening) = Asking::begin(credential, terms)?;
         let mut writing = Timed::writing(&stream, until);
-        writing.write_all(&opening)?;
         let mut reading = Timed::reading(&stream, until);
+        let mut line = match tls {
+            None => Line::plain(stream.clone()),
+            Some(tls) => {
+                let session = tls.to_owner(address.ip()).map_err(LinkError::Tls)?;
+                Line::secured(stream.clone(), session, &mut reading, &mut writing)?
+            }
+        };
+        let (asking, opening) = Asking::begin(credential, terms)?;
+        line.write_all(&mut writing, &opening)?;
         let mut welcome = [0; WELCOME_BYTES];
-        reading.read_exact(&mut welcome)?;
+        line.read_exact(&mut reading, &mut welcome)?;
         let mut rest = vec![0; asking.follows(&welcome)?];
-        reading.read_exact(&mut rest)?;
+        line.read_exact(&mut reading, &mut rest)?;
         let (proving, confirm) = asking.confirm(&welcome, &rest)?;
-        writing.write_all(&confirm)?;
+        line.write_all(&mut writing, &confirm)?;
         let mut verdict = [0; VERDICT_BYTES];
-        reading.read_exact(&mut verdict)?;
+        line.read_exact(&mut reading, &mut verdict)?;
         proving.accepted(&verdict)?;
         Ok(Self {
-            stream: Arc::new(stream),
+            line,
             last_id: 0,
             read: 0,
             owes_release: false,
@@ -118,14 +183,12 @@ impl Connection {
 
     /// The socket, so that another thread can shut it down.
     pub(crate) fn stream(&self) -> &Arc<TcpStream> {
-        &self.stream
+        self.line.stream()
     }
 
     /// Whether the idle connection is still open and silent, as it must be.
     pub(crate) fn is_alive(&self) -> bool {
-        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        let peeked = rustix::net::recv(&*self.stream, &mut [0u8; 1], flags);
-        peeked.is_err_and(|error| error == rustix::io::Errno::AGAIN)
+        self.line.is_alive()
     }
 
     /// Whether the owner answered while the last batch was worked on.
@@ -133,17 +196,25 @@ impl Connection {
         self.answered
     }
 
-    /// Fetches pieces of the batch until none is left to take.
-    pub(crate) fn work(&mut self, batch: &Arc<Batch>, connections: usize) -> Result<(), LinkError> {
+    /// Fetches pieces of the batch until none is left to take, or until its turn is over: `others` says
+    /// whether other batches wait.
+    pub(crate) fn work(
+        &mut self,
+        batch: &Arc<Batch>,
+        connections: usize,
+        others: impl Fn() -> bool,
+    ) -> Result<(), LinkError> {
         self.answered = false;
         let until = batch.until();
         let mut requested = VecDeque::with_capacity(DEPTH);
+        let mut asked = 0;
         loop {
             while requested.len() < DEPTH
+                && !(asked >= TURN && others())
                 && let Some(piece) = batch.take(connections)
             {
-                let id = self.request(&piece, until)?;
-                requested.push_back(Requested { id, piece });
+                asked += piece.bytes();
+                requested.push_back(self.request(piece)?);
             }
             let Some(first) = requested.front_mut() else {
                 break;
@@ -154,10 +225,39 @@ impl Connection {
         self.release(until)
     }
 
-    fn request(&mut self, piece: &Piece, until: Instant) -> Result<u32, LinkError> {
+    /// Fetches a batch of one piece, unless that takes longer than until `handed_over`: then what is
+    /// under way is given back, to be finished by another thread.
+    pub(crate) fn work_briefly(
+        &mut self,
+        batch: &Arc<Batch>,
+        handed_over: Instant,
+    ) -> Result<Option<Requested>, LinkError> {
+        self.answered = false;
+        let Some(piece) = batch.take(1) else {
+            return Ok(None);
+        };
+        let mut requested = self.request(piece)?;
+        let stream = self.line.stream().clone();
+        let until = handed_over.min(batch.until());
+        let mut reading = Timed::reading_briefly(&stream, until);
+        match self.receive_with(&mut requested, &mut reading) {
+            Err(error) if error.timed_out() => Ok(Some(requested)),
+            Err(error) => Err(error),
+            Ok(()) => self.release(batch.until()).map(|()| None),
+        }
+    }
+
+    /// Finishes what [`work_briefly`](Self::work_briefly) began.
+    pub(crate) fn finish(&mut self, mut requested: Requested) -> Result<(), LinkError> {
+        let until = requested.until();
+        self.receive(&mut requested, until)?;
+        self.release(until)
+    }
+
+    fn request(&mut self, piece: Piece) -> Result<Requested, LinkError> {
         self.last_id = self.last_id.checked_add(1).ok_or(LinkError::Numbers)?;
-        self.send(RequestKind::Fetch, &piece.parts, until)?;
-        Ok(self.last_id)
+        self.send(RequestKind::Fetch, &piece.parts, piece.until())?;
+        Ok(Requested::new(self.last_id, piece))
     }
 
     /// Tells the owner that its blocks were read, if it waits for that.
@@ -186,52 +286,56 @@ impl Connection {
             };
             self.buffer.extend_from_slice(&entry.encode());
         }
-        Timed::writing(&self.stream, until).write_all(&self.buffer)?;
+        let stream = self.line.stream().clone();
+        let mut writing = Timed::writing(&stream, until);
+        self.line.write_all(&mut writing, &self.buffer)?;
         self.owes_release = false;
         Ok(())
     }
 
     fn receive(&mut self, requested: &mut Requested, until: Instant) -> Result<(), LinkError> {
-        let Requested { id, piece } = requested;
-        let parts = &mut piece.parts;
-        let mut reading = Timed::reading(&self.stream, until);
-        let count = parts.len();
-        self.buffer.resize(RESPONSE_BYTES + ANSWER_BYTES * count, 0);
-        let held = receive_head(&mut reading, &mut self.buffer, *id, count as u32)?;
-        self.answered = true;
-        let found = read_answers(&self.buffer[RESPONSE_BYTES..], parts)?;
-        receive_payloads(&mut reading, parts, &found)?;
-        self.read = *id;
-        self.owes_release |= held;
+        let stream = self.line.stream().clone();
+        self.receive_with(requested, &mut Timed::reading(&stream, until))
+    }
+
+    /// Receives what is missing of an answer. After an error `requested` holds what has arrived.
+    fn receive_with(
+        &mut self,
+        requested: &mut Requested,
+        reading: &mut Timed<'_>,
+    ) -> Result<(), LinkError> {
+        while requested.at < requested.head.len() {
+            let rest = &mut requested.head[requested.at..];
+            let began = requested.at >= RESPONSE_BYTES;
+            requested.at += self.line.read(reading, rest)?;
+            if !began && requested.at >= RESPONSE_BYTES {
+                requested.held = check_response(requested)?;
+                self.answered = true;
+            }
+        }
+        if requested.found.is_none() {
+            let answers = &requested.head[RESPONSE_BYTES..];
+            requested.found = Some(read_answers(answers, &mut requested.piece.parts)?);
+        }
+        receive_payloads(&mut self.line, reading, requested)?;
+        self.read = requested.id;
+        self.owes_release |= requested.held;
         Ok(())
     }
 }
 
-/// Fills `buffer` with the response to a request of `count` blocks and its answers; whether the owner
-/// holds the blocks.
-fn receive_head(
-    reading: &mut Timed<'_>,
-    buffer: &mut [u8],
-    id: u32,
-    count: u32,
-) -> Result<bool, LinkError> {
-    let mut held = None;
-    let mut at = 0;
-    while at < buffer.len() {
-        at += reading.call(|mut stream| stream.read(&mut buffer[at..]))?;
-        if held.is_none()
-            && at >= RESPONSE_BYTES
-            && let Some(head) = buffer.first_chunk()
-        {
-            let response = Response::decode(head, id, count)?;
-            // Such an owner sends nothing else.
-            if response.oversized {
-                return Err(LinkError::Oversized(response.count));
-            }
-            held = Some(response.held);
-        }
+/// Reads the response at the head of an answer; whether the owner holds the blocks.
+fn check_response(requested: &Requested) -> Result<bool, LinkError> {
+    let Some(head) = requested.head.first_chunk() else {
+        return Ok(false);
+    };
+    let count = requested.piece.parts.len() as u32;
+    let response = Response::decode(head, requested.id, count)?;
+    // Such an owner sends nothing else.
+    if response.oversized {
+        return Err(LinkError::Oversized(count));
     }
-    Ok(held.unwrap_or_default())
+    Ok(response.held)
 }
 
 /// A block whose payload comes, and its place in the piece.
@@ -262,30 +366,35 @@ fn read_answers(bytes: &[u8], parts: &mut [Part]) -> Result<Vec<Found>, LinkErro
 
 /// Receives the payloads straight into their slots and verifies each.
 fn receive_payloads(
+    line: &mut Line,
     reading: &mut Timed<'_>,
-    parts: &mut [Part],
-    found: &[Found],
+    requested: &mut Requested,
 ) -> Result<(), LinkError> {
+    let parts = &mut requested.piece.parts;
+    let found = requested.found.as_deref().unwrap_or_default();
     let mut outcomes = Vec::with_capacity(found.len());
     let slots = found
         .iter()
         .map(|(place, _)| parts[*place].want.into.bytes());
     let slots: Vec<_> = slots.collect();
-    let mut cursor = Cursor::new(slots.clone());
-    let mut sum = Checksum::stream();
+    let mut cursor = Cursor::resume(slots.clone(), requested.moved);
+    let sum = &mut requested.sum;
     let mut result = Ok(());
     while !cursor.is_done() {
         let spans = cursor.window(WINDOW);
-        match reading.call(|stream| foreign::receive(stream, &spans)) {
-            Ok(bytes) => cursor.advance(bytes, |block, range| {
-                let last = range.end == slots[block].len();
-                each_piece(slots[block], range, |piece| sum.update(piece));
-                if last {
-                    let (place, header) = &found[block];
-                    let sum = std::mem::replace(&mut sum, Checksum::stream());
-                    outcomes.push((*place, verdict(&parts[*place].want, header, sum.finish())));
-                }
-            }),
+        match line.receive(reading, &spans) {
+            Ok(bytes) => {
+                requested.moved += bytes;
+                cursor.advance(bytes, |block, range| {
+                    let last = range.end == slots[block].len();
+                    each_piece(slots[block], range, |piece| sum.update(piece));
+                    if last {
+                        let (place, header) = &found[block];
+                        let sum = std::mem::replace(sum, Checksum::stream());
+                        outcomes.push((*place, verdict(&parts[*place].want, header, sum.finish())));
+                    }
+                });
+            }
             Err(error) => {
                 result = Err(error.into());
                 break;

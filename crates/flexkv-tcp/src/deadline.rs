@@ -2,12 +2,18 @@
 //!
 //! The one place of this crate that reads a clock. Knows nothing of what is sent.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 /// The longest deadline; a longer one means this.
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// How long a thread that waits briefly stays awake: about what it takes to fall asleep and be woken.
+const AWAKE: Duration = Duration::from_micros(60);
 
 /// The time now. Blocking threads wait on sockets, whose time-outs are real.
 #[expect(
@@ -49,6 +55,8 @@ fn overruns(armed: Duration, left: Duration) -> bool {
 /// One direction of a socket with the time-out that is set on it.
 pub(crate) struct Timed<'a> {
     stream: &'a TcpStream,
+    /// Looks for bytes without sleeping first, and gives up before the socket's time-outs could.
+    brief: bool,
     set: fn(&TcpStream, Option<Duration>) -> io::Result<()>,
     armed: Duration,
     until: Instant,
@@ -65,6 +73,20 @@ impl<'a> Timed<'a> {
         Self::new(stream, TcpStream::set_write_timeout, until)
     }
 
+    /// Calls that read until `until`, which is too near for the socket's time-outs: the thread looks
+    /// for bytes again and again for a moment before it sleeps.
+    pub(crate) fn reading_briefly(stream: &'a TcpStream, until: Instant) -> Self {
+        Self {
+            brief: true,
+            ..Self::reading(stream, until)
+        }
+    }
+
+    /// Whether a call may wait for all of its bytes.
+    pub(crate) fn is_patient(&self) -> bool {
+        !self.brief
+    }
+
     fn new(
         stream: &'a TcpStream,
         set: fn(&TcpStream, Option<Duration>) -> io::Result<()>,
@@ -72,6 +94,7 @@ impl<'a> Timed<'a> {
     ) -> Self {
         Self {
             stream,
+            brief: false,
             set,
             armed: Duration::MAX,
             until,
@@ -86,7 +109,9 @@ impl<'a> Timed<'a> {
     ) -> io::Result<usize> {
         loop {
             let left = left(self.until)?;
-            if overruns(self.armed, left) {
+            if self.brief {
+                self.readable(left)?;
+            } else if overruns(self.armed, left) {
                 (self.set)(self.stream, Some(left))?;
                 self.armed = left;
             }
@@ -98,13 +123,24 @@ impl<'a> Timed<'a> {
         }
     }
 
-    /// Fills `bytes`.
-    pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        let mut at = 0;
-        while at < bytes.len() {
-            at += self.call(|mut stream| stream.read(&mut bytes[at..]))?;
+    /// Returns once there are bytes to read, or the connection has ended.
+    fn readable(&self, left: Duration) -> io::Result<()> {
+        let asleep_from = now() + left.min(AWAKE);
+        loop {
+            let awake = now() < asleep_from;
+            let wait = if awake { Duration::ZERO } else { left };
+            let wait = Timespec {
+                tv_sec: wait.as_secs() as i64,
+                tv_nsec: i64::from(wait.subsec_nanos()),
+            };
+            let mut sockets = [PollFd::new(self.stream, PollFlags::IN)];
+            match poll(&mut sockets, Some(&wait)) {
+                Ok(0) if awake => std::thread::yield_now(),
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(Errno::INTR) => {}
+                other => return Ok(other.map(drop)?),
+            }
         }
-        Ok(())
     }
 
     /// Writes all of `bytes`.

@@ -32,6 +32,21 @@ impl<'a> Span<'a> {
         Self { slice, at, len }
     }
 
+    /// Bytes in it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies bytes from byte `at` of it on into `out`.
+    pub(crate) fn read(&self, at: usize, out: &mut [u8]) {
+        self.slice.read(self.at + at, out);
+    }
+
+    /// Copies `bytes` to its beginning.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        self.slice.write(self.at, bytes);
+    }
+
     fn iovec(&self) -> libc::iovec {
         // SAFETY: `new` checked that `at` is inside the slice, which is mapped while it lives.
         let base = unsafe { self.slice.as_ptr().add(self.at) };
@@ -59,6 +74,13 @@ impl<'a> Cursor<'a> {
             next: 0,
             at: 0,
         }
+    }
+
+    /// The place after the first `moved` bytes of `slices`.
+    pub(crate) fn resume(slices: Vec<&'a MemorySlice>, moved: usize) -> Self {
+        let mut cursor = Self::new(slices);
+        cursor.advance(moved, |_, _| {});
+        cursor
     }
 
     /// Whether everything was moved.
@@ -105,15 +127,16 @@ const NO_BYTES: libc::iovec = libc::iovec {
     iov_len: 0,
 };
 
-/// Receives into `spans`, in order; returns once they are full, at the socket's time-out, or at the
-/// connection's end. At most [`MAX_SPANS`] are used.
-pub(crate) fn receive(stream: &TcpStream, spans: &[Span<'_>]) -> io::Result<usize> {
+/// Receives into `spans`, in order, at most [`MAX_SPANS`] of them. Returns once there are bytes, or, if
+/// `whole`, once all are full, at the socket's time-out, or at the connection's end.
+pub(crate) fn receive(stream: &TcpStream, spans: &[Span<'_>], whole: bool) -> io::Result<usize> {
     let mut vectors = [NO_BYTES; MAX_SPANS];
     let count = fill(&mut vectors, spans);
     let mut message = message(&mut vectors[..count]);
+    let flags = if whole { libc::MSG_WAITALL } else { 0 };
     // SAFETY: the message points at `count` vectors, which live on this stack; each names mapped,
     // writable memory that `spans` borrows for the length of the call.
-    let moved = unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_WAITALL) };
+    let moved = unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, flags) };
     moved_bytes(moved)
 }
 

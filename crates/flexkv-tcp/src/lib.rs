@@ -10,11 +10,14 @@ mod batch;
 mod connection;
 mod deadline;
 mod foreign;
+mod line;
 mod peer;
 mod server;
 mod session;
+mod tls;
 mod transport;
 pub mod wire;
 
 pub use server::{Served, ServerConfig, TcpServer};
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use transport::{TcpTransport, TransportConfig};

@@ -3,7 +3,8 @@
 //! Each thread owns at most one connection. Threads start at the first batches and end when their
 //! connection has gone while there is nothing to do. A connection that cannot be opened or fails
 //! is left alone for a time that doubles with every failure; once all are left alone, batches fail
-//! at once. Knows nothing of how a connection fetches.
+//! at once. A small batch is fetched by its caller's own thread, if a connection is idle and the peer
+//! answers quickly. Knows nothing of how a connection fetches.
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -11,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use flexkv_handshake::{GreetError, Terms};
+use flexkv_handshake::Terms;
 use tokio::sync::Semaphore;
 
 use crate::batch::Batch;
-use crate::connection::{Connection, LinkError};
+use crate::connection::{Connection, LinkError, Requested};
 use crate::deadline::{left, now, until};
 use crate::transport::TransportConfig;
 use crate::wire::{MAGIC, VERSION};
@@ -26,6 +27,10 @@ const QUEUE: usize = 256;
 const IDLE_CHECK: Duration = Duration::from_secs(30);
 /// A deadline that passes sooner than this after a batch was begun proves nothing about the peer.
 const FAIR_CHANCE: Duration = Duration::from_millis(100);
+/// The most bytes that a caller's own thread fetches: to wake two others would take longer.
+const BRIEF_BYTES: usize = 128 << 10;
+/// How long a caller's own thread waits for them before another one goes on.
+const BRIEF_TIME: Duration = Duration::from_micros(200);
 
 /// A peer, shared by the transport and the peer's threads.
 pub(crate) struct Peer {
@@ -49,7 +54,12 @@ struct State {
 struct Lane {
     activity: Activity,
     wake: Arc<Condvar>,
+    /// The socket of its connection, if it has one.
     stream: Option<Arc<TcpStream>>,
+    /// The connection, while nobody works with it.
+    connection: Option<Connection>,
+    /// What a caller's thread began and the lane's thread is to finish.
+    unfinished: Option<Requested>,
     failures: u32,
     blocked_until: Option<Instant>,
 }
@@ -64,12 +74,23 @@ enum Activity {
     Idle,
     /// It works, or has been told to look for a batch.
     Busy,
+    /// It waits, while a caller's thread works with its connection.
+    Lent,
 }
 
 impl Lane {
     fn blocked(&self, now: Instant) -> Option<Duration> {
         let left = self.blocked_until?.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
+    }
+
+    /// Drops the connection if it has ended; whether it lives.
+    fn check(&mut self) -> bool {
+        self.connection.take_if(|connection| !connection.is_alive());
+        if self.connection.is_none() {
+            self.stream = None;
+        }
+        self.connection.is_some()
     }
 }
 
@@ -90,12 +111,44 @@ impl State {
         None
     }
 
+    /// Whether batches other than `batch` have wants left to take.
+    fn others_wait(&self, batch: &Arc<Batch>) -> bool {
+        let other = |queued: &&Arc<Batch>| !Arc::ptr_eq(queued, batch);
+        let mut others = self.queue.iter().filter(other);
+        others.any(|queued| !queued.is_taken())
+    }
+
+    /// Puts `batch` behind the others, if it is the first.
+    fn end_turn(&mut self, batch: &Arc<Batch>) {
+        if self
+            .queue
+            .front()
+            .is_some_and(|first| Arc::ptr_eq(first, batch))
+        {
+            self.queue.rotate_left(1);
+        }
+    }
+
+    /// Lends an idle connection that lives, if nothing is queued.
+    fn lend(&mut self) -> Option<(usize, Connection)> {
+        if self.first().is_some() {
+            return None;
+        }
+        let place = self.pick()?;
+        let lane = &mut self.lanes[place];
+        if lane.activity != Activity::Idle || !lane.check() {
+            return None;
+        }
+        lane.activity = Activity::Lent;
+        Some((place, lane.connection.take()?))
+    }
+
     /// The lane best suited for a batch: idle with an open connection, idle, or without a thread.
     fn pick(&self) -> Option<usize> {
         let now = now();
         let rank = |lane: &Lane| match (lane.activity, &lane.stream) {
             _ if lane.blocked(now).is_some() => None,
-            (Activity::Busy, _) => None,
+            (Activity::Busy | Activity::Lent, _) => None,
             (Activity::Idle, Some(_)) => Some(0),
             (Activity::Idle, None) => Some(1),
             (Activity::Vacant, _) => Some(2),
@@ -124,8 +177,20 @@ impl Peer {
         })
     }
 
+    /// Has the batch fetched; false if the peer is left alone for now, which fails the batch.
+    pub(crate) fn fetch(self: &Arc<Self>, batch: &Arc<Batch>) -> bool {
+        if batch.is_small(BRIEF_BYTES) {
+            let lent = self.lock().lend();
+            if let Some((place, connection)) = lent {
+                Lent { peer: self, place }.fetch(connection, batch);
+                return true;
+            }
+        }
+        self.submit(batch)
+    }
+
     /// Queues the batch; false if the peer is left alone for now, which fails the batch.
-    pub(crate) fn submit(self: &Arc<Self>, batch: &Arc<Batch>) -> bool {
+    fn submit(self: &Arc<Self>, batch: &Arc<Batch>) -> bool {
         let mut state = self.lock();
         if state.stopped || state.all_blocked() {
             return false;
@@ -159,7 +224,7 @@ impl Peer {
     /// Whether nothing is queued or under way.
     pub(crate) fn is_idle(&self) -> bool {
         let mut state = self.lock();
-        let busy = |lane: &Lane| lane.activity == Activity::Busy;
+        let busy = |lane: &Lane| matches!(lane.activity, Activity::Busy | Activity::Lent);
         state.first().is_none() && !state.lanes.iter().any(busy)
     }
 
@@ -220,6 +285,37 @@ impl Peer {
         lane.blocked_until = Some(until(pause.min(self.config.longest_pause)));
     }
 
+    /// Notes that the lane's connection is closed. Unless that is excused, leaves the lane alone for a
+    /// while and hands the queue to others.
+    fn failed(self: &Arc<Self>, place: usize, Failure { error, excused }: &Failure) {
+        let mut state = self.lock();
+        state.lanes[place].stream = None;
+        if *excused {
+            return;
+        }
+        self.block(&mut state.lanes[place]);
+        let pause = state.lanes[place].blocked(now());
+        tracing::debug!(peer = %self.address, %error, ?pause, "connection closed");
+        if error.is_disagreement() {
+            let reason = error.to_string();
+            if state.refusal.as_ref() != Some(&reason) {
+                tracing::warn!(peer = %self.address, reason, "no connection");
+                state.refusal = Some(reason);
+            }
+        }
+        let waiting = usize::from(state.first().is_some());
+        let failed = self.dispatch(&mut state, waiting);
+        drop(state);
+        fail(failed);
+    }
+
+    /// Notes that the lane's connection works.
+    fn worked(&self, place: usize) {
+        let lane = &mut self.lock().lanes[place];
+        lane.failures = 0;
+        lane.blocked_until = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,6 +330,67 @@ struct Failure {
     error: LinkError,
     /// A deadline passed, which was too short or found the peer answering: no sign of a bad peer.
     excused: bool,
+}
+
+impl Failure {
+    /// What `error` means after work on `connection` that began at `began`.
+    fn new(error: LinkError, connection: &Connection, began: Instant) -> Self {
+        let chance = connection.answered() || began.elapsed() < FAIR_CHANCE;
+        Self {
+            excused: error.timed_out() && chance,
+            error,
+        }
+    }
+}
+
+/// A lane whose connection a caller's thread works with. It is free again when this is dropped.
+struct Lent<'a> {
+    peer: &'a Arc<Peer>,
+    place: usize,
+}
+
+impl Lent<'_> {
+    /// Fetches the batch with the lane's connection; what takes too long is left to the lane's thread.
+    fn fetch(self, mut connection: Connection, batch: &Arc<Batch>) {
+        let began = now();
+        match connection.work_briefly(batch, began + BRIEF_TIME) {
+            Err(error) => {
+                let failure = Failure::new(error, &connection, began);
+                drop(connection);
+                self.peer.failed(self.place, &failure);
+            }
+            Ok(unfinished) => {
+                let lane = &mut self.peer.lock().lanes[self.place];
+                lane.connection = Some(connection);
+                lane.unfinished = unfinished;
+            }
+        }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.peer.lock();
+        let wanted = state.first().is_some();
+        let lane = &mut state.lanes[self.place];
+        lane.activity = Activity::Idle;
+        if wanted || lane.unfinished.is_some() {
+            lane.activity = Activity::Busy;
+            lane.wake.notify_one();
+        }
+        // The lane's thread may have ended by now.
+        let stopped = state.stopped;
+        let lane = &mut state.lanes[self.place];
+        let left = stopped.then(|| (lane.connection.take(), lane.unfinished.take()));
+        drop(state);
+        drop(left);
+    }
+}
+
+/// What the thread of a lane is to do.
+enum Job {
+    Fetch(Arc<Batch>),
+    Finish(Box<Requested>),
 }
 
 /// The thread of one lane.
@@ -253,56 +410,72 @@ impl Worker {
     }
 
     fn run(mut self) {
-        while let Some(batch) = self.next() {
-            if let Err(failure) = self.work(&batch) {
-                self.failed(&failure);
-            } else {
-                let lane = &mut self.peer.lock().lanes[self.place];
-                lane.failures = 0;
-                lane.blocked_until = None;
+        while let Some(job) = self.next() {
+            let done = match job {
+                Job::Fetch(batch) => self.work(&batch),
+                Job::Finish(requested) => self.finish(*requested),
+            };
+            match done {
+                Ok(()) => self.peer.worked(self.place),
+                Err(failure) => {
+                    self.connection = None;
+                    self.peer.failed(self.place, &failure);
+                }
             }
         }
     }
 
-    /// Waits for a batch; `None` once the thread should end.
-    fn next(&mut self) -> Option<Arc<Batch>> {
+    /// Waits for work, with the connection in its lane; `None` once the thread should end.
+    fn next(&mut self) -> Option<Job> {
         let peer = self.peer.clone();
         let mut state = peer.lock();
+        state.lanes[self.place].connection = self.connection.take();
         let wake = state.lanes[self.place].wake.clone();
         while !state.stopped {
             let blocked = state.lanes[self.place].blocked(now());
-            if blocked.is_none()
-                && let Some(batch) = state.first()
-            {
-                state.lanes[self.place].activity = Activity::Busy;
-                return Some(batch);
+            if state.lanes[self.place].activity != Activity::Lent {
+                if let Some(job) = self.job(&mut state, blocked.is_some()) {
+                    return Some(job);
+                }
+                state.lanes[self.place].activity = Activity::Idle;
             }
-            state.lanes[self.place].activity = Activity::Idle;
             let (woken, waited) = wake
                 .wait_timeout(state, blocked.unwrap_or(IDLE_CHECK))
                 .unwrap_or_else(PoisonError::into_inner);
             state = woken;
-            if waited.timed_out() && blocked.is_none() {
-                drop(state);
-                let alive = self.check();
-                state = peer.lock();
-                if !alive && state.first().is_none() {
-                    break;
-                }
+            let lane = &mut state.lanes[self.place];
+            let idle = lane.activity == Activity::Idle && lane.unfinished.is_none();
+            if waited.timed_out()
+                && blocked.is_none()
+                && idle
+                && !lane.check()
+                && state.first().is_none()
+            {
+                break;
             }
         }
-        state.lanes[self.place].activity = Activity::Vacant;
-        state.lanes[self.place].stream = None;
+        let lane = &mut state.lanes[self.place];
+        lane.activity = Activity::Vacant;
+        lane.stream = None;
+        let left = (lane.connection.take(), lane.unfinished.take());
+        drop(state);
+        // What was begun goes back as unreachable.
+        drop(left);
         None
     }
 
-    /// Drops the connection if it has ended; whether it lives.
-    fn check(&mut self) -> bool {
-        let ended = self.connection.take_if(|connection| !connection.is_alive());
-        if ended.is_some() {
-            self.peer.lock().lanes[self.place].stream = None;
-        }
-        self.connection.is_some()
+    /// Takes what there is to do, and the connection out of its lane.
+    fn job(&mut self, state: &mut State, blocked: bool) -> Option<Job> {
+        let unfinished = state.lanes[self.place].unfinished.take();
+        let job = match unfinished {
+            Some(requested) => Job::Finish(Box::new(requested)),
+            None if blocked => return None,
+            None => Job::Fetch(state.first()?),
+        };
+        let lane = &mut state.lanes[self.place];
+        lane.activity = Activity::Busy;
+        self.connection = lane.connection.take();
+        Some(job)
     }
 
     /// Works on the batch, through a new connection if the old one has ended.
@@ -311,7 +484,9 @@ impl Worker {
             batch.fail_rest();
             return Ok(());
         }
-        if !self.check() {
+        self.connection.take_if(|connection| !connection.is_alive());
+        if self.connection.is_none() {
+            self.peer.lock().lanes[self.place].stream = None;
             self.open().map_err(|error| Failure {
                 error,
                 excused: false,
@@ -321,14 +496,21 @@ impl Worker {
             return Ok(());
         };
         let began = now();
-        let worked = connection.work(batch, self.peer.config.connections);
-        worked.map_err(|error| {
-            let chance = connection.answered() || began.elapsed() < FAIR_CHANCE;
-            Failure {
-                excused: error.timed_out() && chance,
-                error,
-            }
-        })
+        let others = || self.peer.lock().others_wait(batch);
+        let worked = connection.work(batch, self.peer.config.connections, others);
+        worked.map_err(|error| Failure::new(error, connection, began))?;
+        self.peer.lock().end_turn(batch);
+        Ok(())
+    }
+
+    /// Finishes what a caller's thread began.
+    fn finish(&mut self, requested: Requested) -> Result<(), Failure> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        let began = now();
+        let finished = connection.finish(requested);
+        finished.map_err(|error| Failure::new(error, connection, began))
     }
 
     /// Opens the connection. Its time does not depend on the batch, whose deadline may be short:
@@ -342,7 +524,13 @@ impl Worker {
             namespace: config.namespace,
         };
         let until = until(config.open_time);
-        let connection = Connection::open(self.peer.address, &config.credential, terms, until)?;
+        let connection = Connection::open(
+            self.peer.address,
+            config.tls.as_ref(),
+            &config.credential,
+            terms,
+            until,
+        )?;
         let mut state = self.peer.lock();
         if state.stopped {
             return Ok(());
@@ -352,32 +540,6 @@ impl Worker {
         drop(state);
         self.connection = Some(connection);
         Ok(())
-    }
-
-    /// Closes the connection. Unless that is excused, leaves the lane alone for a while and hands
-    /// the queue to others.
-    fn failed(&mut self, Failure { error, excused }: &Failure) {
-        self.connection = None;
-        let peer = self.peer.clone();
-        let mut state = peer.lock();
-        state.lanes[self.place].stream = None;
-        if *excused {
-            return;
-        }
-        peer.block(&mut state.lanes[self.place]);
-        let pause = state.lanes[self.place].blocked(now());
-        tracing::debug!(peer = %peer.address, %error, ?pause, "connection closed");
-        if let LinkError::Greet(GreetError::Refused { .. } | GreetError::Impostor) = error {
-            let reason = error.to_string();
-            if state.refusal.as_ref() != Some(&reason) {
-                tracing::warn!(peer = %peer.address, reason, "no connection");
-                state.refusal = Some(reason);
-            }
-        }
-        let waiting = usize::from(state.first().is_some());
-        let failed = peer.dispatch(&mut state, waiting);
-        drop(state);
-        fail(failed);
     }
 }
 

@@ -15,7 +15,8 @@ use flexkv_handshake::{Credential, Refusals};
 use flexkv_ports::{BlockTier, Stager};
 
 use crate::session::{Session, Source};
-use crate::transport::SCHEME;
+use crate::tls::Tls;
+use crate::transport::scheme;
 
 /// Connections beyond the bound that are let in only to be told why they are refused.
 const REFUSALS: usize = 8;
@@ -29,6 +30,8 @@ pub struct ServerConfig {
     pub namespace: NamespaceId,
     /// What the owner proves itself with; readers must know the same secret.
     pub credential: Credential,
+    /// Certificates, if bytes are to pass through TLS.
+    pub tls: Option<Tls>,
     /// The address that peers should use, if it is not the one listened at.
     pub advertise: Option<IpAddr>,
     /// Connections served at once; further ones are refused.
@@ -38,6 +41,9 @@ pub struct ServerConfig {
     /// Bytes of blocks that one request may ask for, if that is more than one block. They are
     /// pinned while the request is answered.
     pub max_request_bytes: usize,
+    /// Bytes of blocks that all requests of one reader may ask for at the same time, if that is more than
+    /// one block: so many are pinned for it, whatever it opens and however slowly it reads.
+    pub max_bytes_per_reader: usize,
     /// Blocks of at least this many bytes are sent by reference if their memory is a file; never
     /// if `None`. That saves the owner a copy, but costs it a look-up for each page, and blocks
     /// stay pinned until the reader has read them. On the loopback interface with pages of 4 KiB
@@ -59,10 +65,12 @@ impl ServerConfig {
         Self {
             namespace,
             credential,
+            tls: None,
             advertise: None,
             max_connections: 256,
             max_connections_per_reader: 16,
             max_request_bytes: 64 << 20,
+            max_bytes_per_reader: 256 << 20,
             by_reference: None,
             handshake_time: Duration::from_secs(5),
             request_time: Duration::from_secs(5),
@@ -120,8 +128,16 @@ struct State {
     stopped: bool,
     last: u64,
     open: HashMap<u64, Open>,
-    /// Connections that each reader has.
-    readers: HashMap<String, usize>,
+    /// What each reader has, by its name.
+    readers: HashMap<String, Usage>,
+}
+
+/// What one reader has.
+#[derive(Default)]
+struct Usage {
+    connections: usize,
+    /// Bytes of blocks that it asked for and that may be pinned.
+    bytes: usize,
 }
 
 /// A connection: its socket, to be shut down, and its thread, to be waited for.
@@ -145,6 +161,7 @@ impl TcpServer {
         let listener = Arc::new(TcpListener::bind(address)?);
         let address = listener.local_addr()?;
         let advertised = config.advertise.unwrap_or_else(|| address.ip());
+        let scheme = scheme(config.tls.as_ref());
         let shared = Arc::new(Shared {
             tier,
             stager: OnceLock::new(),
@@ -159,7 +176,7 @@ impl TcpServer {
             .spawn(move || accepting.accept_all(&at))?;
         Ok(Self {
             address,
-            endpoint: format!("{SCHEME}://{}", SocketAddr::new(advertised, address.port())),
+            endpoint: format!("{scheme}://{}", SocketAddr::new(advertised, address.port())),
             listener,
             shared,
             accepting: Some(accepting),
@@ -290,11 +307,11 @@ impl Shared {
         }
         let most = self.config.max_connections_per_reader;
         let mut state = self.lock();
-        let taken = state.readers.entry(reader.to_owned()).or_default();
-        if *taken >= most {
+        let usage = state.readers.entry(reader.to_owned()).or_default();
+        if usage.connections >= most {
             return Err(format!("all {most} connections of {reader} are in use"));
         }
-        *taken += 1;
+        usage.connections += 1;
         drop(state);
         Ok(Place {
             shared: self.clone(),
@@ -320,13 +337,52 @@ pub(crate) struct Place {
     reader: String,
 }
 
+impl Place {
+    /// Leave to pin `bytes` of blocks for the reader, unless it has too many already.
+    pub(crate) fn lend(&self, bytes: usize) -> Option<Lent> {
+        let most = self.shared.config.max_bytes_per_reader;
+        let mut state = self.shared.lock();
+        let usage = state.readers.get_mut(&self.reader)?;
+        if usage.bytes > 0 && usage.bytes + bytes > most {
+            return None;
+        }
+        usage.bytes += bytes;
+        drop(state);
+        Some(Lent {
+            shared: self.shared.clone(),
+            reader: self.reader.clone(),
+            bytes,
+        })
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if let Some(taken) = state.readers.get_mut(&self.reader) {
-            *taken -= 1;
-            if *taken == 0 {
-                state.readers.remove(&self.reader);
+        self.shared.lock().take_back(&self.reader, 1, 0);
+    }
+}
+
+/// Leave to pin blocks for a reader, which ends when this is dropped.
+pub(crate) struct Lent {
+    shared: Arc<Shared>,
+    reader: String,
+    bytes: usize,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.shared.lock().take_back(&self.reader, 0, self.bytes);
+    }
+}
+
+impl State {
+    /// Takes connections and bytes from a reader, and forgets one that has none left.
+    fn take_back(&mut self, reader: &str, connections: usize, bytes: usize) {
+        if let Some(usage) = self.readers.get_mut(reader) {
+            usage.connections -= connections;
+            usage.bytes -= bytes;
+            if usage.connections == 0 && usage.bytes == 0 {
+                self.readers.remove(reader);
             }
         }
     }

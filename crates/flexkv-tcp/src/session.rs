@@ -5,9 +5,10 @@
 //! of other connections.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flexkv_block::{BlockKey, FrameHeader, Location};
@@ -21,8 +22,9 @@ use rustix::net::sockopt;
 use thiserror::Error;
 
 use crate::deadline::{self, Timed};
-use crate::foreign::{self, Cursor};
-use crate::server::{Place, ServerConfig, Tally};
+use crate::foreign::Cursor;
+use crate::line::Line;
+use crate::server::{Lent, Place, ServerConfig, Tally};
 use crate::wire::{
     ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, MAGIC, MAX_COUNT, REQUEST_BYTES, RESPONSE_BYTES,
     Request, RequestKind, Response, VERSION, WireError,
@@ -70,11 +72,14 @@ type Found = (Option<Location>, Option<ReadSlot>);
 
 /// What a connection needs of its server.
 pub(crate) struct Session<'a> {
-    stream: &'a TcpStream,
+    stream: &'a Arc<TcpStream>,
+    line: Line,
     source: Source<'a>,
     config: &'a ServerConfig,
     served: &'a Tally,
     inbox: Inbox,
+    /// Its reader's, once it has greeted.
+    place: Option<Place>,
     last_id: u32,
     held: VecDeque<Held>,
 }
@@ -85,22 +90,25 @@ pub(crate) struct Held {
     /// When the reader of the request gives up by itself.
     until: Instant,
     pins: Vec<ReadSlot>,
+    _lent: Option<Lent>,
 }
 
 impl<'a> Session<'a> {
     /// A connection that was just accepted.
     pub(crate) fn new(
-        stream: &'a TcpStream,
+        stream: &'a Arc<TcpStream>,
         source: &Source<'a>,
         config: &'a ServerConfig,
         served: &'a Tally,
     ) -> Self {
         Self {
             stream,
+            line: Line::plain(stream.clone()),
             source: *source,
             config,
             served,
             inbox: Inbox::new(),
+            place: None,
             last_id: 0,
             held: VecDeque::new(),
         }
@@ -122,11 +130,13 @@ impl<'a> Session<'a> {
         self.stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(self.stream, true).map_err(io::Error::from)?;
         sockopt::set_tcp_keepidle(self.stream, KEEPALIVE).map_err(io::Error::from)?;
-        let _place = self.handshake(admit)?;
+        self.place = Some(self.handshake(admit)?);
         while self.wait()? {
             let until = deadline::until(self.config.request_time);
             let mut reading = Timed::reading(self.stream, until);
-            let bytes = self.inbox.take::<REQUEST_BYTES>(&mut reading)?;
+            let bytes = self
+                .inbox
+                .take::<REQUEST_BYTES>(&mut self.line, &mut reading)?;
             let request = match Request::decode(&bytes) {
                 Err(WireError::Count { found, .. }) => {
                     return Err(self.refuse(word(&bytes, 8), found, until));
@@ -154,18 +164,25 @@ impl<'a> Session<'a> {
             block_bytes: self.source.tier.shape().block_bytes as u32,
             namespace: self.config.namespace,
         };
-        let hello = self.inbox.take::<HELLO_BYTES>(&mut reading)?;
+        self.secure(&mut reading, until)?;
+        let hello = self
+            .inbox
+            .take::<HELLO_BYTES>(&mut self.line, &mut reading)?;
         if let Err(failed) = Answering::hear(&terms, &hello) {
             return Err(self.turn_away(failed, until));
         }
-        let proof = self.inbox.take::<PROOF_BYTES>(&mut reading)?;
+        let proof = self
+            .inbox
+            .take::<PROOF_BYTES>(&mut self.line, &mut reading)?;
         let answered = Answering::reply(&self.config.credential, terms, &hello, &proof);
         let (answering, reply) = match answered {
             Ok(answered) => answered,
             Err(failed) => return Err(self.turn_away(failed, until)),
         };
-        Timed::writing(self.stream, until).write_all(&reply)?;
-        let confirm = self.inbox.take::<CONFIRM_BYTES>(&mut reading)?;
+        self.write_all(&reply, until)?;
+        let confirm = self
+            .inbox
+            .take::<CONFIRM_BYTES>(&mut self.line, &mut reading)?;
         let proven = match answering.confirmed(&confirm) {
             Ok(proven) => proven,
             Err(failed) => return Err(self.turn_away(failed, until)),
@@ -177,7 +194,7 @@ impl<'a> Session<'a> {
         };
         match placed {
             Ok(place) => {
-                Timed::writing(self.stream, until).write_all(&proven.verdict(None))?;
+                self.write_all(&proven.verdict(None), until)?;
                 Ok(place)
             }
             Err((refusal, message)) => {
@@ -193,12 +210,33 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Shakes hands inside TLS first, if so configured.
+    fn secure(&mut self, reading: &mut Timed<'_>, until: Instant) -> Result<(), SessionError> {
+        let Some(tls) = &self.config.tls else {
+            return Ok(());
+        };
+        let mut writing = Timed::writing(self.stream, until);
+        let session = tls.to_reader().map_err(io::Error::other)?;
+        let secured = Line::secured(self.stream.clone(), session, reading, &mut writing);
+        self.line = secured.inspect_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.config.refusals.count(Refusal::Tls);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn write_all(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
+        let mut writing = Timed::writing(self.stream, until);
+        self.line.write_all(&mut writing, bytes)
+    }
+
     /// Counts the refusal and tells the reader; gives the error to end the connection with.
-    fn turn_away(&self, failed: Failed, until: Instant) -> SessionError {
+    fn turn_away(&mut self, failed: Failed, until: Instant) -> SessionError {
         if let Some(refusal) = failed.refusal {
             self.config.refusals.count(refusal);
         }
-        match Timed::writing(self.stream, until).write_all(&failed.bytes) {
+        match self.write_all(&failed.bytes, until) {
             Ok(()) => SessionError::Refused(failed.message),
             Err(error) => error.into(),
         }
@@ -212,7 +250,7 @@ impl<'a> Session<'a> {
     }
 
     /// Tells the reader that its request is too large, and counts it.
-    fn refuse(&self, id: u32, count: u32, until: Instant) -> SessionError {
+    fn refuse(&mut self, id: u32, count: u32, until: Instant) -> SessionError {
         self.config.refusals.count(Refusal::Oversized);
         let response = Response {
             held: false,
@@ -220,7 +258,7 @@ impl<'a> Session<'a> {
             id,
             count,
         };
-        match Timed::writing(self.stream, until).write_all(&response.encode()) {
+        match self.write_all(&response.encode(), until) {
             Ok(()) => SessionError::Refused(format!("a request for {count} blocks")),
             Err(error) => error.into(),
         }
@@ -233,12 +271,13 @@ impl<'a> Session<'a> {
             return Ok(true);
         }
         let hold = self.held.back().map(|held| held.until + HOLD_GRACE);
-        let hold = hold.map(deadline::left).transpose()?;
-        self.stream.set_read_timeout(hold)?;
         loop {
-            match self.inbox.fill(self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                filled => return Ok(filled? > 0),
+            let until = hold.unwrap_or_else(|| deadline::until(Duration::MAX));
+            let mut reading = Timed::reading(self.stream, until);
+            match self.inbox.fill(&mut self.line, &mut reading) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                Err(error) if hold.is_none() && deadline::timed_out(&error) => {}
+                filled => return filled.map(|()| true),
             }
         }
     }
@@ -246,7 +285,8 @@ impl<'a> Session<'a> {
     fn entries(&mut self, count: u32, reading: &mut Timed<'_>) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for _ in 0..count.min(MAX_COUNT) {
-            entries.push(Entry::decode(&self.inbox.take::<ENTRY_BYTES>(reading)?));
+            let bytes = self.inbox.take::<ENTRY_BYTES>(&mut self.line, reading)?;
+            entries.push(Entry::decode(&bytes));
         }
         Ok(entries)
     }
@@ -269,8 +309,13 @@ impl<'a> Session<'a> {
         }
         let patience = Duration::from_millis(request.patience_ms.into());
         let until = deadline::until(patience.min(self.config.response_time));
+        let bytes = entries.len() * self.source.tier.shape().block_bytes;
+        let lent = self.place.as_ref().and_then(|place| place.lend(bytes));
+        if lent.is_none() {
+            return Err(self.refuse(request.id, request.count, until));
+        }
         let blocks = self.pin(entries, until)?;
-        self.send(request.id, blocks, until)
+        self.send(request.id, blocks, lent, until)
     }
 
     /// Pins what is there. Blocks that are in other tiers are waited for.
@@ -300,8 +345,15 @@ impl<'a> Session<'a> {
         Ok(found)
     }
 
-    fn send(&mut self, id: u32, blocks: Vec<Found>, until: Instant) -> Result<(), SessionError> {
+    fn send(
+        &mut self,
+        id: u32,
+        blocks: Vec<Found>,
+        lent: Option<Lent>,
+        until: Instant,
+    ) -> Result<(), SessionError> {
         let least = self.config.by_reference;
+        let least = least.filter(|_| !self.line.is_secured());
         let by_file = |(_, pin): &Found| pin.as_ref().is_some_and(|pin| file(pin, least).is_some());
         let held = blocks.iter().any(by_file);
         let head = head(id, held, &blocks);
@@ -310,14 +362,19 @@ impl<'a> Session<'a> {
         let bytes = pins.iter().map(|pin| pin.bytes().len() as u64).sum();
         let mut writing = Timed::writing(self.stream, until);
         if !held {
-            send_copied(&mut writing, &head, &pins)?;
+            send_copied(&mut self.line, &mut writing, &head, &pins)?;
             self.served.add(count, bytes);
             return Ok(());
         }
         // Held before the first byte goes out, so that they are even if sending fails half-way.
-        self.held.push_back(Held { id, until, pins });
+        self.held.push_back(Held {
+            id,
+            until,
+            pins,
+            _lent: lent,
+        });
         let pins = self.held.back().map_or(&[][..], |held| &held.pins);
-        send_referred(&mut writing, &head, pins, least)?;
+        send_referred(&mut self.line, &mut writing, &head, pins, least)?;
         self.served.add(count, bytes);
         Ok(())
     }
@@ -364,12 +421,17 @@ fn head(id: u32, held: bool, blocks: &[Found]) -> Vec<u8> {
 }
 
 /// Sends head and payloads; the kernel has copied them when this returns.
-fn send_copied(writing: &mut Timed<'_>, head: &[u8], pins: &[ReadSlot]) -> io::Result<()> {
+fn send_copied(
+    line: &mut Line,
+    writing: &mut Timed<'_>,
+    head: &[u8],
+    pins: &[ReadSlot],
+) -> io::Result<()> {
     let mut payloads = Cursor::new(pins.iter().map(ReadSlot::bytes).collect());
     let mut head = head;
     while !(head.is_empty() && payloads.is_done()) {
         let spans = payloads.window(usize::MAX);
-        let sent = writing.call(|stream| foreign::send(stream, head, &spans, false))?;
+        let sent = line.send(writing, head, &spans, false)?;
         let of_head = sent.min(head.len());
         head = &head[of_head..];
         payloads.advance(sent - of_head, |_, _| {});
@@ -379,6 +441,7 @@ fn send_copied(writing: &mut Timed<'_>, head: &[u8], pins: &[ReadSlot]) -> io::R
 
 /// Sends the head, then the payloads by reference to their file.
 fn send_referred(
+    line: &mut Line,
     writing: &mut Timed<'_>,
     head: &[u8],
     pins: &[ReadSlot],
@@ -386,13 +449,13 @@ fn send_referred(
 ) -> io::Result<()> {
     let mut head = head;
     while !head.is_empty() {
-        let sent = writing.call(|stream| foreign::send(stream, head, &[], true))?;
+        let sent = line.send(writing, head, &[], true)?;
         head = &head[sent..];
     }
     for pin in pins {
         match file(pin, least) {
             Some(file) => send_file(writing, file, pin.bytes())?,
-            None => send_copied(writing, &[], std::slice::from_ref(pin))?,
+            None => send_copied(line, writing, &[], std::slice::from_ref(pin))?,
         }
     }
     Ok(())
@@ -428,21 +491,25 @@ impl Inbox {
         self.from == self.to
     }
 
-    /// Reads what has arrived, once the inbox is empty.
-    fn fill(&mut self, mut stream: &TcpStream) -> io::Result<usize> {
+    /// Waits for bytes, once the inbox is empty.
+    fn fill(&mut self, line: &mut Line, reading: &mut Timed<'_>) -> io::Result<()> {
         self.from = 0;
         self.to = 0;
-        self.to = stream.read(&mut self.bytes[..])?;
-        Ok(self.to)
+        self.to = line.read(reading, &mut self.bytes[..])?;
+        Ok(())
     }
 
     /// The next `N` bytes.
-    fn take<const N: usize>(&mut self, reading: &mut Timed<'_>) -> io::Result<[u8; N]> {
+    fn take<const N: usize>(
+        &mut self,
+        line: &mut Line,
+        reading: &mut Timed<'_>,
+    ) -> io::Result<[u8; N]> {
         let mut out = [0; N];
         let mut at = 0;
         while at < N {
             if self.is_empty() {
-                reading.call(|stream| self.fill(stream))?;
+                self.fill(line, reading)?;
             }
             let step = (N - at).min(self.to - self.from);
             out[at..at + step].copy_from_slice(&self.bytes[self.from..self.from + step]);

@@ -1,4 +1,5 @@
-//! The reader's half: fetches blocks from the peers named by `tcp://address:port` endpoints.
+//! The reader's half: fetches blocks from the peers named by `tcp://address:port` endpoints, or
+//! `tls://address:port` with TLS.
 //!
 //! Keeps a few connections to each peer and forgets peers that are no longer used. Knows nothing
 //! of what goes over a connection.
@@ -16,9 +17,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::batch::Batch;
 use crate::deadline;
 use crate::peer::Peer;
+use crate::tls::Tls;
 
 /// Scheme of the endpoints.
-pub(crate) const SCHEME: &str = "tcp";
+pub(crate) fn scheme(tls: Option<&Tls>) -> &'static str {
+    if tls.is_some() { "tls" } else { "tcp" }
+}
 
 /// How a reader fetches.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub struct TransportConfig {
     pub block_bytes: u32,
     /// What the reader proves itself with; owners must know the same secret.
     pub credential: Credential,
+    /// Certificates, if bytes are to pass through TLS.
+    pub tls: Option<Tls>,
     /// Connections to one peer, each with a thread. One alone is bound by the copy into memory;
     /// more than two gain nothing on two cores.
     pub connections: usize,
@@ -49,6 +55,7 @@ impl TransportConfig {
             namespace,
             block_bytes,
             credential,
+            tls: None,
             connections: 2,
             max_peers: 1024,
             open_time: Duration::from_secs(1),
@@ -83,15 +90,19 @@ impl TcpTransport {
     /// Why there was no agreement with the owner at `endpoint` at the last attempt; `None` once there
     /// is.
     pub fn last_refusal(&self, endpoint: &str) -> Option<String> {
-        let address = parse(endpoint)?;
+        let address = self.parse(endpoint)?;
         let peer = self.lock().known.get(&address).cloned();
         peer?.refusal()
     }
 
     /// The peer at `endpoint`; `None` if that is no address or there are too many busy peers.
     fn peer(&self, endpoint: &str) -> Option<Arc<Peer>> {
-        let Some(address) = parse(endpoint) else {
-            tracing::warn!(endpoint, "not an endpoint of the form tcp://address:port");
+        let Some(address) = self.parse(endpoint) else {
+            let scheme = self.scheme();
+            tracing::warn!(
+                endpoint,
+                "not an endpoint of the form {scheme}://address:port"
+            );
             return None;
         };
         let mut peers = self.lock();
@@ -123,7 +134,7 @@ impl TcpTransport {
         };
         let (batch, mut answer) = Batch::new(wants, due);
         let batch = Abandon(batch);
-        if !peer.submit(&batch.0) {
+        if !peer.fetch(&batch.0) {
             batch.0.fail_rest();
         }
         if let Ok(answer) = timeout_at(Instant::from_std(due), &mut answer).await {
@@ -143,6 +154,12 @@ impl TcpTransport {
             tracing::error!(slot, bytes, "slot does not have the size of a block");
         }
         misfit.is_none()
+    }
+
+    /// The address of an endpoint. Names are not resolved: that could take any time.
+    fn parse(&self, endpoint: &str) -> Option<SocketAddr> {
+        let address = endpoint.strip_prefix(self.scheme())?.strip_prefix("://")?;
+        address.parse().ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Peers> {
@@ -170,7 +187,7 @@ impl Peers {
 
 impl Transport for TcpTransport {
     fn scheme(&self) -> &'static str {
-        SCHEME
+        scheme(self.config.tls.as_ref())
     }
 
     fn stages(&self) -> bool {
@@ -209,12 +226,6 @@ impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.forget_rest();
     }
-}
-
-/// The address of an endpoint. Names are not resolved: that could take any time.
-fn parse(endpoint: &str) -> Option<SocketAddr> {
-    let address = endpoint.strip_prefix(SCHEME)?.strip_prefix("://")?;
-    address.parse().ok()
 }
 
 fn unreachable(wants: Vec<Want>) -> Vec<Fetched> {

@@ -198,6 +198,7 @@ impl LocalCluster {
                 store,
                 secret: secret.clone(),
                 shared_memory: true,
+                tls: None,
                 listen: ANY_PORT,
                 advertise: None,
                 socket: Some(socket(&folder, number)),

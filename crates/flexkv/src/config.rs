@@ -3,6 +3,7 @@
 //! Every problem names its key and says what is wrong; unknown keys are refused. Knows nothing of
 //! how the settings are used.
 
+mod certificates;
 mod fields;
 mod namespace;
 mod ssd;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use flexkv_block::{ClusterSecret, NamespaceId};
 use flexkv_index::{NodeName, PolicyKind};
 use flexkv_redis::{Identity, RedisConfig, TlsFiles};
+use flexkv_tcp::Tls;
 use toml::Table;
 
 use self::fields::{Fields, Problem};
@@ -49,6 +51,8 @@ pub struct NodeFile {
     pub redis: Option<RedisSetting>,
     /// Whether nodes of this host may read each other's memory in place.
     pub shared_memory: bool,
+    /// Certificates for connections between nodes, if those have TLS.
+    pub tls: Option<Tls>,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the listening one if none.
@@ -212,6 +216,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
     }
     let advertise = fields.parsed("network.advertise", advertise);
     let shared_memory = fields.flag("network.shared_memory").unwrap_or(true);
+    let tls = certificates::read(fields);
     let socket = fields.required_text("engine.socket", "the path at which engines attach");
     let metrics = fields.parsed("metrics.listen", address);
     let timing = Timing {
@@ -238,6 +243,7 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
         secret: secret?,
         redis,
         shared_memory,
+        tls,
         listen: listen?,
         advertise,
         socket: PathBuf::from(socket?),

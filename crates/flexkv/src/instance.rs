@@ -17,7 +17,7 @@ use flexkv_host::{
 use flexkv_node::{Node, NodeConfig, NodePorts};
 use flexkv_ports::{KvCache, MetadataStore, StagedTier, Transport};
 use flexkv_ssd::{SsdConfig, SsdStats, SsdTier};
-use flexkv_tcp::{TcpServer, TcpTransport, TransportConfig};
+use flexkv_tcp::{TcpServer, TcpTransport, Tls, TransportConfig};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
 use crate::config::{Advertise, MemorySetting, SsdSetting};
@@ -38,6 +38,8 @@ pub struct InstanceSpec {
     pub secret: Vec<u8>,
     /// Whether nodes of this host may read each other's memory in place.
     pub shared_memory: bool,
+    /// Certificates for connections between nodes, if those have TLS.
+    pub tls: Option<Tls>,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the one listened at if none.
@@ -93,11 +95,12 @@ impl Instance {
             .with_context(|| format!("blocks of {} bytes are too large", spec.block_bytes))?;
         let served = flexkv_tcp::ServerConfig {
             refusals: Refusals::register(recorder, &name, "tcp"),
+            tls: spec.tls.clone(),
             ..flexkv_tcp::ServerConfig::new(namespace, credential.clone())
         };
         let server = TcpServer::start(spec.listen, Arc::new(tier.clone()), served)
             .with_context(|| format!("cannot listen for peers at {}", spec.listen))?;
-        let endpoint = endpoint(server.address(), spec.advertise);
+        let endpoint = endpoint(&server, spec.advertise);
         let mut endpoints = Vec::new();
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let mut share = None;
@@ -115,7 +118,10 @@ impl Instance {
                 }
             }
         }
-        let config = TransportConfig::new(namespace, block_bytes, credential);
+        let config = TransportConfig {
+            tls: spec.tls,
+            ..TransportConfig::new(namespace, block_bytes, credential)
+        };
         endpoints.push(endpoint.clone());
         transports.push(Arc::new(TcpTransport::new(config)));
         let config = NodeConfig {
@@ -265,12 +271,15 @@ fn shared(
     Ok((server, HostTransport::new(config)?))
 }
 
-fn endpoint(listening: SocketAddr, advertise: Option<Advertise>) -> String {
+/// Where peers find the server.
+fn endpoint(server: &TcpServer, advertise: Option<Advertise>) -> String {
+    let listening = server.address();
     let at = match advertise {
         Some(Advertise { ip, port }) => {
             SocketAddr::new(ip, port.unwrap_or_else(|| listening.port()))
         }
         None => listening,
     };
-    format!("tcp://{at}")
+    let (scheme, _) = server.endpoint().split_once("://").unwrap_or_default();
+    format!("{scheme}://{at}")
 }

@@ -161,6 +161,7 @@ fn spec(file: &NodeFile, store: Option<Arc<dyn MetadataStore>>) -> InstanceSpec 
         store,
         secret: file.secret.clone(),
         shared_memory: file.shared_memory,
+        tls: file.tls.clone(),
         listen: file.listen,
         advertise: file.advertise,
         socket: Some(file.socket.clone()),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use flexkv_ports::conformance::{TransportHarness, transport};
 use flexkv_ports::{BlockTier, Transport};
-use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport};
+use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport, Tls, TransportConfig};
 
 use crate::support::{FileTier, config, heap, serve, server_config};
 
-struct Harness {
+pub(crate) struct Harness {
     owner: Arc<dyn BlockTier>,
     reader: Arc<dyn BlockTier>,
     transport: Arc<TcpTransport>,
@@ -18,14 +18,31 @@ struct Harness {
 
 impl Harness {
     fn new(owner: Arc<dyn BlockTier>, by_reference: Option<usize>) -> Self {
-        let shape = owner.shape();
         let server = ServerConfig {
             by_reference,
             ..server_config()
         };
+        Self::with(owner, server)
+    }
+
+    /// Both ends inside TLS.
+    pub(crate) fn secured(owner: Arc<dyn BlockTier>, tls: Tls) -> Self {
+        let server = ServerConfig {
+            tls: Some(tls),
+            ..server_config()
+        };
+        Self::with(owner, server)
+    }
+
+    fn with(owner: Arc<dyn BlockTier>, server: ServerConfig) -> Self {
+        let shape = owner.shape();
+        let reader = TransportConfig {
+            tls: server.tls.clone(),
+            ..config(shape.block_bytes)
+        };
         Self {
             reader: heap(shape.slots, shape.block_bytes),
-            transport: Arc::new(TcpTransport::new(config(shape.block_bytes))),
+            transport: Arc::new(TcpTransport::new(reader)),
             server: serve(owner.clone(), server),
             owner,
         }
@@ -51,7 +68,8 @@ impl TransportHarness for Harness {
 
     fn dead_endpoint(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        format!("tcp://{}", listener.local_addr().expect("its address"))
+        let scheme = self.transport.scheme();
+        format!("{scheme}://{}", listener.local_addr().expect("its address"))
     }
 }
 

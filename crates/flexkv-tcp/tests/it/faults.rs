@@ -86,6 +86,72 @@ async fn check_lie(
     reader.all_buffers_return().await;
 }
 
+/// Reads a request for one block, and gives the bytes of an honest answer with test block 0.
+pub(crate) fn honest_answer(stream: &mut TcpStream, block_bytes: usize) -> Vec<u8> {
+    let (request, entries) = read_request(stream);
+    let response = Response {
+        held: false,
+        oversized: false,
+        id: request.id,
+        count: 1,
+    };
+    let payload = block(0, block_bytes);
+    let header = FrameHeader {
+        key: entries[0].key,
+        location: entries[0].location().expect("a location"),
+        length: block_bytes as u32,
+        checksum: Checksum::of(&payload),
+    };
+    let answer = Answer::Found(header).encode();
+    [&response.encode()[..], &answer, &payload].concat()
+}
+
+/// About a hundredth of what the loopback interface carries.
+#[tokio::test]
+async fn a_slow_owner_is_waited_for_until_the_deadline_and_what_came_is_kept() {
+    let slow = Scripted::new(|mut stream| {
+        welcome(&mut stream, BYTES);
+        loop {
+            let (request, entries) = read_request(&mut stream);
+            let response = Response {
+                held: false,
+                oversized: false,
+                id: request.id,
+                count: request.count,
+            };
+            let mut bytes = response.encode().to_vec();
+            for (n, entry) in (0..).zip(&entries) {
+                bytes.extend_from_slice(&Answer::Found(honest(n, entry)).encode());
+            }
+            bytes.extend((0..request.count).flat_map(|n| block(n, BYTES)));
+            for step in bytes.chunks(32 << 10) {
+                // A reader that has given up hangs up.
+                if !pause(&stream, Duration::from_millis(2)) || stream.write_all(step).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let one = TransportConfig {
+        connections: 1,
+        ..config(BYTES)
+    };
+    let reader = Reader::with(one, 4);
+    let patient = reader
+        .outcomes(&slow.endpoint, &locations(4), DEADLINE)
+        .await;
+    assert!(patient.iter().all(is_fetched), "{patient:?}");
+    let little = Duration::from_millis(10);
+    let hasty = reader.outcomes(&slow.endpoint, &locations(4), little).await;
+    let kept = hasty
+        .iter()
+        .take_while(|outcome| is_fetched(outcome))
+        .count();
+    assert_eq!(hasty[kept..], [UNREACHABLE; 4][kept..]);
+    assert!(kept < 4, "{hasty:?}");
+    reader.all_buffers_return().await;
+}
+
 fn fetched(n: u32) -> FetchOutcome {
     FetchOutcome::Fetched(Checksum::of(&block(n, BYTES)))
 }

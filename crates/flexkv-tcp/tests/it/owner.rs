@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flexkv_block::Location;
-use flexkv_handshake::{Refusal, Refusals};
+use flexkv_handshake::{Credential, Refusal, Refusals};
 use flexkv_ports::{BlockTier, Eviction};
 use flexkv_tcp::wire::{Entry, RESPONSE_BYTES, Request, RequestKind, Response};
-use flexkv_tcp::{Served, ServerConfig, TcpServer};
+use flexkv_tcp::{Served, ServerConfig, TcpServer, TransportConfig};
 use proptest::prelude::*;
 
 use crate::support::{
@@ -259,6 +259,41 @@ fn requests_for_too_much_are_refused_and_counted() {
             .expect("a response")
             .oversized
     );
+}
+
+/// One that does not read holds what it asked for; more is refused on all its connections, but not to
+/// others.
+#[tokio::test]
+async fn memory_pinned_for_one_reader_is_bounded() {
+    let tier = heap(8, BYTES);
+    let stored = store(&*tier, 8);
+    let counted = Arc::new(AtomicU64::new(0));
+    let config = ServerConfig {
+        max_bytes_per_reader: 8 * BYTES,
+        refusals: Refusals::register(&Only(Refusal::Oversized, counted.clone()), "n", "tcp"),
+        ..server_config()
+    };
+    let server = serve(tier, config);
+    let mut silent = greeted(&server, BYTES);
+    let request = fetch(1, 0, &stored[..7], PATIENCE);
+    silent.write_all(&request).expect("room to send");
+    silent.peek(&mut [0]).expect("the answer begins");
+    let mut greedy = greeted(&server, BYTES);
+    let request = fetch(1, 0, &stored[..2], PATIENCE);
+    greedy.write_all(&request).expect("room to send");
+    let answer = read::<RESPONSE_BYTES>(&mut greedy);
+    let response = Response::decode(&answer, 1, 2).expect("a response");
+    assert!(response.oversized);
+    assert_eq!(counted.load(Ordering::Relaxed), 1);
+    let other = TransportConfig {
+        credential: Credential::new(b"the cluster's", "another-node"),
+        ..crate::support::config(BYTES)
+    };
+    let other = Reader::with(other, 8);
+    other.eventually_fetches(server.endpoint(), &stored).await;
+    drop(silent);
+    let again = Reader::new(8, BYTES);
+    again.eventually_fetches(server.endpoint(), &stored).await;
 }
 
 proptest! {

@@ -17,7 +17,7 @@ use flexkv_block::Location;
 use flexkv_handshake::Credential;
 use flexkv_host::{HostTier, HostTransport, HostTransportConfig};
 use flexkv_ports::{BlockTier, FetchOutcome, Transport, Want};
-use flexkv_tcp::{TcpTransport, TransportConfig};
+use flexkv_tcp::{TcpTransport, Tls, TlsFiles, TransportConfig};
 use tokio::time::Instant;
 
 use self::owner::{NAMESPACE, Owner, arena, block_key, location};
@@ -45,6 +45,8 @@ pub struct Plan {
     pub memory: u64,
     /// What both sides know.
     pub secret: Vec<u8>,
+    /// Certificates of both sides, if TLS is measured, too.
+    pub tls: Option<TlsFiles>,
 }
 
 /// What one transport did in one round.
@@ -78,9 +80,16 @@ impl Side {
         let tier = arena(block_bytes, plan.memory)?;
         let credential = Credential::new(&plan.secret, "bench-reader");
         let bytes = u32::try_from(block_bytes).context("a block is too large")?;
-        let tcp = TcpTransport::new(TransportConfig::new(NAMESPACE, bytes, credential.clone()));
-        let tcp: Arc<dyn Transport> = Arc::new(tcp);
+        let plain = TransportConfig::new(NAMESPACE, bytes, credential.clone());
+        let tcp: Arc<dyn Transport> = Arc::new(TcpTransport::new(plain.clone()));
         let mut transports = vec![("tcp", offer.tcp.clone(), tcp)];
+        if let (Some(tls), Some(files)) = (&offer.tls, &plan.tls) {
+            let config = TransportConfig {
+                tls: Some(Tls::read(files)?),
+                ..plain
+            };
+            transports.push(("tls", tls.clone(), Arc::new(TcpTransport::new(config))));
+        }
         if let Some(shm) = &offer.shm {
             let config = HostTransportConfig::new(NAMESPACE, block_bytes, credential);
             let transport = HostTransport::new(config)?;
@@ -215,7 +224,7 @@ fn show(
             "GB/s",
             Better::Higher,
         ));
-        if let (Some(memcpy), "tcp" | "shm") = (memcpy, *name) {
+        if let (Some(memcpy), "tcp" | "tls" | "shm") = (memcpy, *name) {
             let turns = series.turns.iter().zip(&memcpy.turns);
             let ratio = median(turns.map(|(ours, copy)| ours.gb_per_second / copy.gb_per_second));
             let row = Row::new(

@@ -327,3 +327,19 @@ fn ssd_directories_have_a_size_each() {
         assert!(error.contains(expect), "{error}");
     }
 }
+
+#[test]
+fn certificates_of_nodes_go_together_and_wrong_files_are_named() {
+    let files = "network.tls_certificate_file = '/no/such.pem'
+        network.tls_key_file = '/no/such.key'
+        network.tls_ca_file = '/no/such.ca'";
+    let error = parse(&format!("{files}\n{MINIMAL}")).unwrap_err();
+    assert!(error.contains("`network.tls_ca_file` the authorities' certificates /no/such.ca: "));
+    for lone in ["certificate_file", "key_file", "ca_file", "name"] {
+        let error = parse(&format!("network.tls_{lone} = 'a'\n{MINIMAL}")).unwrap_err();
+        for other in ["certificate_file", "key_file", "ca_file"] {
+            let missing = format!("`network.tls_{other}` is missing beside `network.tls_{lone}`");
+            assert_eq!(error.contains(&missing), other != lone, "{error}");
+        }
+    }
+}

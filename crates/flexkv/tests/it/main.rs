@@ -10,6 +10,7 @@ mod demo;
 mod faults;
 mod harness;
 mod model;
+mod network;
 mod node;
 mod replay;
 mod reset;

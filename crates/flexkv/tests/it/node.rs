@@ -40,7 +40,14 @@ pub(crate) struct NodeProcess {
 impl NodeProcess {
     /// Starts node `name` and waits until it is ready.
     pub(crate) fn start(home: &Home, name: &str, more: &str) -> Self {
-        configure(home, name, more);
+        let path = configure(home, name, more);
+        let text = std::fs::read_to_string(path).unwrap();
+        Self::start_as(home, name, &text)
+    }
+
+    /// Starts node `name` with this configuration and waits until it is ready.
+    pub(crate) fn start_as(home: &Home, name: &str, text: &str) -> Self {
+        home.write(&format!("{name}.toml"), text);
         let running =
             Running::start(&mut home.command(&format!("node --json --config {name}.toml")));
         let ready: Value = serde_json::from_str(&running.line()).unwrap();

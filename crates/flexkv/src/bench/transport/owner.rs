@@ -16,7 +16,7 @@ use flexkv_block::{BlockKey, Checksum, Generation, Location, NamespaceId, SlotId
 use flexkv_handshake::Credential;
 use flexkv_host::{HostConfig, HostTier, ShareConfig, ShareServer};
 use flexkv_ports::BlockTier as _;
-use flexkv_tcp::{ServerConfig, TcpServer};
+use flexkv_tcp::{ServerConfig, TcpServer, Tls, TlsFiles};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -38,6 +38,8 @@ pub struct Offer {
     pub slots: u32,
     /// Where TCP is served.
     pub tcp: String,
+    /// Where TCP is served with TLS, if it is.
+    pub tls: Option<String>,
     /// Where memory is shared, if it is.
     pub shm: Option<String>,
 }
@@ -82,8 +84,8 @@ fn fill(tier: &HostTier) {
     }
 }
 
-/// Serves blocks of all sizes of the plan at `listen` (and the ports after it, a port for each size)
-/// until standard input ends; tells what it offers on `out`.
+/// Serves blocks of all sizes of the plan at `listen` (and the ports after it, a port for each size, then
+/// with TLS one for each again) until standard input ends; tells what it offers on `out`.
 pub async fn serve(plan: &Plan, listen: SocketAddr, out: &mut dyn Write) -> Result<()> {
     let credential = Credential::new(&plan.secret, "bench-owner");
     let mut served = Vec::new();
@@ -91,22 +93,32 @@ pub async fn serve(plan: &Plan, listen: SocketAddr, out: &mut dyn Write) -> Resu
     for (number, block_bytes) in (0u16..).zip(&plan.sizes) {
         let tier = arena(*block_bytes, plan.memory)?;
         fill(&tier);
-        let mut at = listen;
-        if at.port() != 0 {
-            at.set_port(at.port().checked_add(number).context("no such port")?);
-        }
+        let tier = Arc::new(tier);
         let config = ServerConfig::new(NAMESPACE, credential.clone());
-        let tcp = TcpServer::start(at, Arc::new(tier.clone()), config)
-            .with_context(|| format!("cannot listen at {at}"))?;
+        let tcp = start(listen, number, tier.clone(), config.clone())?;
+        let tls = match &plan.tls {
+            None => None,
+            Some(files) => {
+                let tls = Some(Tls::read(files)?);
+                let number = number + plan.sizes.len() as u16;
+                Some(start(
+                    listen,
+                    number,
+                    tier.clone(),
+                    ServerConfig { tls, ..config },
+                )?)
+            }
+        };
         let shm = ShareServer::start(&tier, ShareConfig::new(credential.clone()))
             .context("cannot share memory")?;
         offers.push(Offer {
             block_bytes: *block_bytes,
             slots: tier.shape().slots,
             tcp: tcp.endpoint().to_owned(),
+            tls: tls.as_ref().map(|tls| tls.endpoint().to_owned()),
             shm: Some(shm.endpoint().to_owned()),
         });
-        served.push((tcp, shm));
+        served.push((tcp, tls, shm));
     }
     serde_json::to_writer(&mut *out, &offers)?;
     writeln!(out)?;
@@ -117,19 +129,59 @@ pub async fn serve(plan: &Plan, listen: SocketAddr, out: &mut dyn Write) -> Resu
     Ok(())
 }
 
+/// Serves at the port `number` after that of `listen`, or at any if that has none.
+fn start(
+    listen: SocketAddr,
+    number: u16,
+    tier: Arc<HostTier>,
+    config: ServerConfig,
+) -> Result<TcpServer> {
+    let at = match listen.port() {
+        0 => listen,
+        _ => after(listen, number)?,
+    };
+    TcpServer::start(at, tier, config).with_context(|| format!("cannot listen at {at}"))
+}
+
+/// The address whose port is `number` ports after that of `first`.
+fn after(first: SocketAddr, number: u16) -> Result<SocketAddr> {
+    let port = first.port().checked_add(number);
+    let port = port.with_context(|| format!("there is no port {number} after {first}"))?;
+    Ok(SocketAddr::new(first.ip(), port))
+}
+
 /// What the owner that serves at `peer` offers, if it was started with the same plan.
 pub fn offers(plan: &Plan, peer: SocketAddr) -> Result<Vec<Offer>> {
     let offer = |(number, block_bytes): (u16, &usize)| {
-        let mut at = peer;
-        at.set_port(at.port().checked_add(number).context("no such port")?);
+        let tls = match plan.tls {
+            Some(_) => Some(after(peer, number + plan.sizes.len() as u16)?),
+            None => None,
+        };
         Ok(Offer {
             block_bytes: *block_bytes,
             slots: u32::try_from((plan.memory / *block_bytes as u64).max(1))?,
-            tcp: format!("tcp://{at}"),
+            tcp: format!("tcp://{}", after(peer, number)?),
+            tls: tls.map(|at| format!("tls://{at}")),
             shm: None,
         })
     };
     (0u16..).zip(&plan.sizes).map(offer).collect()
+}
+
+/// The arguments that name these files.
+fn tls_words(files: &TlsFiles) -> Vec<OsString> {
+    let mut words = Vec::new();
+    for (option, file) in [
+        ("--tls-certificate-file", &files.certificate),
+        ("--tls-key-file", &files.key),
+        ("--tls-ca-file", &files.authorities),
+    ] {
+        words.extend([option.into(), file.clone().into_os_string()]);
+    }
+    if let Some(name) = &files.name {
+        words.extend(["--tls-name".into(), name.into()]);
+    }
+    words
 }
 
 /// An owner's process, killed when dropped.
@@ -154,6 +206,7 @@ impl Owner {
             .args(["--memory", &format!("{} B", plan.memory)])
             .arg("--secret-file")
             .arg(secret)
+            .args(plan.tls.iter().flat_map(tls_words))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use flexkv_tcp::TlsFiles;
 
 use super::print_rows;
 use crate::bench::transport::{self, Plan};
@@ -55,6 +56,18 @@ pub(in crate::cli) struct TransportArgs {
     /// First line: what both sides know
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// Measure TLS, too: a certificate for both sides, which bears the owner's address
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key_file", "tls_ca_file"])]
+    tls_certificate_file: Option<PathBuf>,
+    /// The certificate's private key
+    #[arg(long, value_name = "FILE", requires = "tls_certificate_file")]
+    tls_key_file: Option<PathBuf>,
+    /// Certificates of the authorities that are believed
+    #[arg(long, value_name = "FILE", requires = "tls_certificate_file")]
+    tls_ca_file: Option<PathBuf>,
+    /// The name that the certificate bears instead of an address
+    #[arg(long, value_name = "NAME", requires = "tls_certificate_file")]
+    tls_name: Option<String>,
     /// Print an array of rows as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -81,6 +94,16 @@ pub(super) async fn run(args: TransportArgs, again: &Again, out: &mut dyn Write)
         rounds: args.rounds,
         memory: args.memory,
         secret: secret.clone().into_bytes(),
+        tls: args
+            .tls_certificate_file
+            .zip(args.tls_key_file)
+            .zip(args.tls_ca_file)
+            .map(|((certificate, key), authorities)| TlsFiles {
+                certificate,
+                key,
+                authorities,
+                name: args.tls_name,
+            }),
     };
     if let Some(listen) = args.serve {
         return transport::serve(&plan, listen, out).await;
