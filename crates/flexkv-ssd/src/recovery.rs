@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::num::NonZero;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +18,9 @@ use crate::segments::Segments;
 
 /// More threads than this only wait for the device.
 const THREADS_MAX: usize = 4;
+
+/// Bytes read at a time, or one slot.
+const READ_BYTES: usize = 4 << 20;
 
 /// The blocks that are in `segments`.
 pub(crate) fn recover(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
@@ -36,22 +40,24 @@ pub(crate) fn recover(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
     found
 }
 
-/// Reads every slot and keeps those with a good frame.
+/// Reads every slot and keeps those with a good frame. Small slots are read many at a time, as a
+/// device is slow when it is asked for little.
 fn scan(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
+    let stride = geometry.stride() as usize;
+    let at_once = (READ_BYTES / stride).max(1) as u32;
     let next = AtomicU32::new(0);
     let work = || {
-        let buffer = Arc::new(HeapMemory::new(geometry.stride() as usize));
-        let slot_bytes = MemorySlice::new(buffer, 0, geometry.stride() as usize)
-            .unwrap_or_else(|| unreachable!("all of it"));
+        let len = at_once as usize * stride;
+        let buffer = Arc::new(HeapMemory::new(len));
+        let buffer = MemorySlice::new(buffer, 0, len).unwrap_or_else(|| unreachable!("all of it"));
         let mut found = Vec::new();
         loop {
-            let slot = next.fetch_add(1, Ordering::Relaxed);
-            if slot >= segments.slots {
+            let first = next.fetch_add(at_once, Ordering::Relaxed);
+            if first >= segments.slots {
                 return found;
             }
-            if segments.was_there(slot, geometry) {
-                found.extend(read_slot(segments, geometry, slot, &slot_bytes));
-            }
+            let end = segments.slots.min(first.saturating_add(at_once));
+            read_slots(segments, geometry, first..end, &buffer, &mut found);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -64,19 +70,55 @@ fn scan(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
     })
 }
 
-/// What is in a slot, if its frame and its bytes are whole.
-fn read_slot(
+/// Adds what is in these slots to `found`. Those of one file are read together; where that fails, one
+/// by one, so that a bad place costs no other slot.
+fn read_slots(
+    segments: &Segments,
+    geometry: &Geometry,
+    slots: Range<u32>,
+    buffer: &MemorySlice,
+    found: &mut Vec<Held>,
+) {
+    let stride = geometry.stride() as usize;
+    let there: Vec<u32> = slots
+        .filter(|slot| segments.was_there(*slot, geometry))
+        .collect();
+    let follows = |a: &u32, b: &u32| a + 1 == *b && geometry.place(*a).0 == geometry.place(*b).0;
+    for run in there.chunk_by(follows) {
+        let whole = buffer.part(0, run.len() * stride);
+        let at_once = read_at(segments, geometry, run[0], &whole).is_ok();
+        for (place, slot) in run.iter().enumerate() {
+            let bytes = buffer.part(place * stride, stride);
+            if at_once || read_at(segments, geometry, *slot, &bytes).is_ok() {
+                found.extend(whole_block(segments, geometry, *slot, &bytes));
+            }
+        }
+    }
+}
+
+/// Fills `buffer` from where `slot` begins.
+fn read_at(
     segments: &Segments,
     geometry: &Geometry,
     slot: u32,
     buffer: &MemorySlice,
-) -> Option<Held> {
+) -> io::Result<()> {
     let (segment, at) = geometry.place(slot);
-    read_all(segments.files.get(segment)?, at, buffer).ok()?;
+    let file = segments.files.get(segment);
+    read_all(file.ok_or(io::ErrorKind::NotFound)?, at, buffer)
+}
+
+/// What is in a slot, if its frame and its bytes are whole.
+fn whole_block(
+    segments: &Segments,
+    geometry: &Geometry,
+    slot: u32,
+    bytes: &MemorySlice,
+) -> Option<Held> {
     let mut page = [0; PAGE];
-    buffer.read(0, &mut page);
+    bytes.read(0, &mut page);
     let held = format::read_frame_page(&page, slot, geometry, segments.epoch)?;
-    let block = buffer.part(PAGE, geometry.block_bytes);
+    let block = bytes.part(PAGE, geometry.block_bytes);
     (block.checksum() == held.checksum).then_some(held)
 }
 

@@ -7,13 +7,15 @@
 mod fio;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId};
 use flexkv_host::{HostConfig, HostTier};
 use flexkv_ports::{
-    BlockTier as _, Eviction, StagedRead, StagedTier as _, WriteRefusal, WriteSlot,
+    BlockTier as _, Eviction, HeapMemory, MemorySlice, StagedRead, StagedTier as _, WriteRefusal,
+    WriteSlot,
 };
 use flexkv_ssd::{SsdConfig, SsdDir, SsdTier};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -26,6 +28,8 @@ use crate::units::show_bytes;
 const NAMESPACE: NamespaceId = NamespaceId::from_u128(0x55d);
 /// Bytes of the blocks that recovery is measured with.
 const SMALL: usize = 4096;
+/// More memory than caches hold.
+const COLD: usize = 256 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// What to measure.
@@ -95,7 +99,7 @@ pub async fn run(plan: &Plan) -> Result<Vec<Row>> {
 async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32, way: Way) -> Result<Vec<Row>> {
     let mut bench = Bench::new(&dir.join("tier"), plan.bytes, size, depth)?;
     bench.fill().await?;
-    let hashing = bench.hashing(plan.time / 4)?;
+    let hashing = bench.hashing(plan.time / 2)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..plan.rounds {
         ours.push(bench.turn(way, plan.time).await?);
@@ -206,19 +210,25 @@ impl Bench {
         Ok(())
     }
 
-    /// CPU of hashing blocks of the arena one after the other, in ms per GiB.
+    /// CPU of hashing blocks that are in no cache, in ms per GiB.
     fn hashing(&self, time: Duration) -> Result<f64> {
-        let slots: Vec<_> = std::iter::from_fn(|| self.memory.reserve()).collect();
+        let count = COLD / self.size;
+        let memory = Arc::new(HeapMemory::new(count * self.size));
+        let blocks: Vec<MemorySlice> = (0..count)
+            .filter_map(|n| MemorySlice::new(memory.clone(), n * self.size, self.size))
+            .collect();
+        let content = vec![1; self.size];
+        blocks.iter().for_each(|block| block.write(0, &content));
         let (began, used) = (Instant::now(), cpu(None)?);
-        let mut blocks = 0;
+        let mut hashed = 0;
         while began.elapsed() < time {
-            for slot in &slots {
-                std::hint::black_box(slot.bytes().checksum());
+            for block in &blocks {
+                std::hint::black_box(block.checksum());
             }
-            blocks += slots.len();
+            hashed += blocks.len();
         }
         let used = cpu(None)?.saturating_sub(used);
-        Ok(used.as_secs_f64() * 1e3 * GIB / (blocks * self.size) as f64)
+        Ok(used.as_secs_f64() * 1e3 * GIB / (hashed * self.size) as f64)
     }
 
     /// Moves blocks for a while.

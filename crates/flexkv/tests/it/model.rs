@@ -75,10 +75,9 @@ impl Trace {
         hits
     }
 
-    /// Blocks that hit an ideal cache of two levels that the nodes share: what the first level gives
-    /// up goes to the second, what is used in the second comes back, both in order of use. That is
-    /// one list as long as both.
+    /// Blocks that hit an ideal cache of two levels that all nodes share, each in order of use: the
+    /// second level has what the first has, and more.
     pub(crate) fn two_level_hits(&self, first: usize, second: usize) -> usize {
-        self.hits(1, first + second, true)
+        self.hits(1, first.max(second), true)
     }
 }
