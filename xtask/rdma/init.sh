@@ -43,12 +43,16 @@ elif asked canary=broken; then
     export FLEXKV_RDMA_CANARY=1
 fi
 if asked flexkv=test; then
-    # shellcheck disable=SC2046 # an argument a line
-    /bin/program --test-threads=2 $(cat /etc/arguments)
+    status=0
+    for program in /bin/program*; do
+        # shellcheck disable=SC2046 # an argument a line
+        $program --test-threads=2 $(cat /etc/arguments) || status=$?
+    done
+    (exit $status)
 elif asked flexkv=owner; then
-    /bin/program owner 10.9.0.1:7001
+    /bin/program0 owner 10.9.0.1:7001
 else
-    /bin/program reader 10.9.0.1:7001
+    /bin/program0 reader 10.9.0.1:7001
 fi
 echo "FLEXKV-RESULT $?"
 poweroff -f

@@ -76,11 +76,11 @@ fn perform(args: &Args) -> Result<()> {
     let (kit, took) = shell::timed(|| Kit::find_or_fetch(&cache, args.fresh));
     let kit = kit?;
     step("packages", took);
-    let (program, took) = shell::timed(|| build(args.two));
-    let program = program?;
+    let (programs, took) = shell::timed(|| build(args.two));
+    let programs = programs?;
     step("build", took);
     let work = shell::fresh(&shell::target()?.join("rdma"))?;
-    let (image, took) = shell::timed(|| image(&kit, &program, &args.rest, &work));
+    let (image, took) = shell::timed(|| image(&kit, &programs, &args.rest, &work));
     let image = image?;
     step("image", took);
     let patience = Duration::from_secs(args.patience);
@@ -105,34 +105,50 @@ fn perform(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The test program, or the one for two machines.
-fn build(two: bool) -> Result<PathBuf> {
+/// Test programs: the crate that has it, its features, what cargo is told, and its name.
+const TESTS: [[&str; 4]; 2] = [
+    ["flexkv-rdma", "verbs", "test --no-run --test it", "it"],
+    ["flexkv", "rdma", "test --no-run --test rdma", "rdma"],
+];
+/// The same for two machines.
+const TWO: [[&str; 4]; 1] = [[
+    "flexkv-rdma",
+    "verbs",
+    "build --example two_hosts",
+    "two_hosts",
+]];
+
+/// The test programs, or the one for two machines.
+fn build(two: bool) -> Result<Vec<PathBuf>> {
     tools::CMAKE.ensure()?;
     tools::libclang()?;
-    let words = if two {
-        "build --example two_hosts"
-    } else {
-        "test --no-run --test it"
-    };
-    let line = format!("{words} -p flexkv-rdma --features verbs --message-format json");
+    let wanted: &[[&str; 4]] = if two { &TWO } else { &TESTS };
+    wanted.iter().map(build_one).collect()
+}
+
+fn build_one([package, features, words, name]: &[&str; 4]) -> Result<PathBuf> {
+    let line = format!("{words} -p {package} --features {features} --message-format json");
     let run = Run::cargo(&line);
     say(&format!("$ {run}"));
     let told = run.read()?;
     let mut program = told.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let name = message["target"]["name"].as_str()?;
-        let wanted = name == "it" || name == "two_hosts";
+        let found = message["target"]["name"].as_str()? == *name;
         let path = message["executable"].as_str()?;
-        wanted.then(|| PathBuf::from(path))
+        found.then(|| PathBuf::from(path))
     });
-    program.next_back().context("cargo built no test program")
+    program
+        .next_back()
+        .with_context(|| format!("cargo built no program `{name}`"))
 }
 
 /// What is in the machine's memory when it starts.
-fn image(kit: &Kit, program: &Path, rest: &[String], work: &Path) -> Result<PathBuf> {
+fn image(kit: &Kit, programs: &[PathBuf], rest: &[String], work: &Path) -> Result<PathBuf> {
     let mut image = Image::new();
     image.system(kit)?;
-    image.program(kit, program, "bin/program")?;
+    for (number, program) in programs.iter().enumerate() {
+        image.program(kit, program, &format!("bin/program{number}"))?;
+    }
     let words: Vec<_> = rest.iter().map(|word| format!("{word}\n")).collect();
     image.file("etc/arguments", 0o644, words.concat().into_bytes());
     image.file("init", 0o755, include_bytes!("../rdma/init.sh").to_vec());

@@ -86,7 +86,7 @@ async fn own(address: &str) -> Result<(), Failure> {
     }
     let address: SocketAddr = address.parse()?;
     let config = RdmaServerConfig::new(credential("owner"));
-    let server = RdmaServer::start(address, registered, config).await?;
+    let server = RdmaServer::start(address, registered, config)?;
     say(&format!("flexkv: serving {}", server.endpoint()));
     std::future::pending::<()>().await;
     Ok(())

@@ -81,12 +81,14 @@ struct Shared {
 
 impl RdmaServer {
     /// Serves `arena` to readers that greet at `address`. Runs on the current runtime.
-    pub async fn start(
+    pub fn start(
         address: SocketAddr,
         arena: Arc<RdmaArena>,
         config: RdmaServerConfig,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             arena,

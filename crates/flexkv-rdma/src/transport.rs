@@ -43,7 +43,7 @@ impl RdmaConfig {
         Self {
             credential,
             max_owners: 64,
-            open_time: Duration::from_secs(2),
+            open_time: Duration::from_secs(1),
             first_pause: Duration::from_millis(50),
             longest_pause: Duration::from_secs(5),
         }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod devices;
 mod launch;
 mod node;
 mod replay;
@@ -68,6 +69,7 @@ enum Command {
     Serve(launch::ServeArgs),
     Replay(replay::ReplayArgs),
     Reset(reset::ResetArgs),
+    Devices(devices::DevicesArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
@@ -131,6 +133,7 @@ fn dispatch(command: Command, again: &Again, out: &mut dyn Write) -> Result<()> 
             runtime.block_on(unless_interrupted(replay::run(args, again, out)))
         }
         Command::Reset(args) => runtime.block_on(unless_interrupted(reset::run(args, out))),
+        Command::Devices(args) => devices::run(&args, out),
         Command::Bench(command) => bench::run(command, again, &runtime, out),
     };
     // A read of standard input may be waiting for ever.

@@ -199,6 +199,7 @@ impl LocalCluster {
                 secret: secret.clone(),
                 shared_memory: true,
                 tls: None,
+                rdma: None,
                 listen: ANY_PORT,
                 advertise: None,
                 socket: Some(socket(&folder, number)),

@@ -53,6 +53,8 @@ pub struct NodeFile {
     pub shared_memory: bool,
     /// Certificates for connections between nodes, if those have TLS.
     pub tls: Option<Tls>,
+    /// How peers read by RDMA, if they do.
+    pub rdma: Option<RdmaSetting>,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the listening one if none.
@@ -76,6 +78,15 @@ pub struct MemorySetting {
     pub populate: bool,
     /// What it gives up first.
     pub policy: PolicyKind,
+}
+
+/// How peers read a node's memory by RDMA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaSetting {
+    /// The TCP port at which they greet the node; 0 for a free one.
+    pub port: u16,
+    /// The device, if it is not to be chosen.
+    pub device: Option<String>,
 }
 
 /// The address that peers are told.
@@ -217,6 +228,11 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
     let advertise = fields.parsed("network.advertise", advertise);
     let shared_memory = fields.flag("network.shared_memory").unwrap_or(true);
     let tls = certificates::read(fields);
+    let rdma = rdma(fields);
+    if tls.is_some() && rdma.is_some() {
+        let reason = "cannot stand beside TLS: nothing encrypts what RDMA carries";
+        fields.refuse("network.rdma_port", reason);
+    }
     let socket = fields.required_text("engine.socket", "the path at which engines attach");
     let metrics = fields.parsed("metrics.listen", address);
     let timing = Timing {
@@ -244,12 +260,29 @@ fn read(fields: &mut Fields<'_>, password: Option<String>) -> Option<NodeFile> {
         redis,
         shared_memory,
         tls,
+        rdma,
         listen: listen?,
         advertise,
         socket: PathBuf::from(socket?),
         metrics,
         timing,
     })
+}
+
+fn rdma(fields: &mut Fields<'_>) -> Option<RdmaSetting> {
+    let port = fields.number("network.rdma_port", 0..=u64::from(u16::MAX));
+    let device = fields.text("network.rdma_device").map(str::to_owned);
+    if device.is_some() && port.is_none() {
+        let reason =
+            "is of no use without `network.rdma_port`: where peers that read by RDMA greet";
+        fields.refuse("network.rdma_device", reason);
+    }
+    if port.is_some() && !cfg!(feature = "rdma") {
+        let reason = "cannot be used: this flexkv is built without RDMA (cargo's feature `rdma`)";
+        fields.refuse("network.rdma_port", reason);
+    }
+    let port = u16::try_from(port?).ok()?;
+    Some(RdmaSetting { port, device })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

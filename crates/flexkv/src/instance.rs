@@ -1,4 +1,4 @@
-//! One node with everything around it: arena, TCP server and transport, engine socket.
+//! One node with everything around it: arena, servers and transports of peers, engine socket.
 //!
 //! The one place that wires a node; the node process, the demo and the replay all start nodes here.
 //! Knows nothing of configuration files or of what the node is for.
@@ -16,11 +16,13 @@ use flexkv_host::{
 };
 use flexkv_node::{Node, NodeConfig, NodePorts};
 use flexkv_ports::{KvCache, MetadataStore, StagedTier, Transport};
+use flexkv_rdma::RdmaCounts;
 use flexkv_ssd::{SsdConfig, SsdStats, SsdTier};
 use flexkv_tcp::{TcpServer, TcpTransport, Tls, TransportConfig};
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 
-use crate::config::{Advertise, MemorySetting, SsdSetting};
+use crate::config::{Advertise, MemorySetting, RdmaSetting, SsdSetting};
+use crate::rdma::{Rdma, RdmaSpec};
 
 /// What to start.
 pub struct InstanceSpec {
@@ -40,6 +42,8 @@ pub struct InstanceSpec {
     pub shared_memory: bool,
     /// Certificates for connections between nodes, if those have TLS.
     pub tls: Option<Tls>,
+    /// How peers may read that memory by RDMA, if they may.
+    pub rdma: Option<RdmaSetting>,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// The address that peers are told; the one listened at if none.
@@ -53,6 +57,7 @@ pub struct Instance {
     node: Arc<Node>,
     server: TcpServer,
     share: Option<ShareServer>,
+    rdma: Option<Rdma>,
     engines: Option<EngineServer>,
     ssd: Option<Arc<SsdTier>>,
     metrics: ServerMetrics,
@@ -118,6 +123,19 @@ impl Instance {
                 }
             }
         }
+        let mut rdma = None;
+        if let Some(setting) = &spec.rdma {
+            let wanted = RdmaSpec {
+                setting,
+                listen: spec.listen,
+                advertise: spec.advertise,
+                credential: credential.clone(),
+            };
+            let (started, transport) = Rdma::start(&tier, wanted, &name, recorder)?;
+            endpoints.push(started.endpoint().to_owned());
+            transports.push(Arc::new(transport));
+            rdma = Some(started);
+        }
         let config = TransportConfig {
             tls: spec.tls,
             ..TransportConfig::new(namespace, block_bytes, credential)
@@ -157,6 +175,7 @@ impl Instance {
             node,
             server,
             share,
+            rdma,
             metrics,
             endpoint,
         })
@@ -183,6 +202,7 @@ impl Instance {
         let sessions = self.engines.as_ref().map(EngineServer::count_sessions);
         let served = self.server.count_served();
         let ssd = self.ssd.clone();
+        let rdma = self.rdma.as_ref().map(Rdma::observer);
         move || {
             node.observe();
             let sessions = sessions.as_ref().map_or(0, |count| count());
@@ -196,12 +216,20 @@ impl Instance {
                 metrics.ssd_lost_slots.absolute(stats.lost_slots);
                 metrics.ssd_lost_dirs.absolute(stats.lost_dirs);
             }
+            if let Some(observe) = &rdma {
+                observe();
+            }
         }
     }
 
     /// What peers are told to connect to.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// What was asked of the RDMA device, if there is one.
+    pub fn rdma_counts(&self) -> Option<RdmaCounts> {
+        self.rdma.as_ref().map(Rdma::counts)
     }
 
     /// Ends all sessions of engines, leaves the cluster and stops serving peers.
@@ -211,6 +239,7 @@ impl Instance {
         }
         self.node.stop().await;
         drop(self.share);
+        drop(self.rdma);
         self.server.shutdown();
     }
 }

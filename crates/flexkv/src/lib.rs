@@ -15,6 +15,7 @@ pub mod events;
 pub mod http;
 pub mod instance;
 pub mod launch;
+mod rdma;
 pub mod replay;
 pub mod report;
 pub mod reset;

@@ -162,6 +162,7 @@ fn spec(file: &NodeFile, store: Option<Arc<dyn MetadataStore>>) -> InstanceSpec 
         secret: file.secret.clone(),
         shared_memory: file.shared_memory,
         tls: file.tls.clone(),
+        rdma: file.rdma.clone(),
         listen: file.listen,
         advertise: file.advertise,
         socket: Some(file.socket.clone()),

@@ -76,6 +76,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv-engine",
             "flexkv-redis",
             "flexkv-tcp",
+            "flexkv-rdma",
             "flexkv-ssd",
             "flexkv-host",
             "flexkv-handshake",

@@ -71,7 +71,7 @@ impl VerbsPair {
         let queue = events
             .context
             .create_cq_builder()
-            .setup_cqe(depth + 1)
+            .setup_cqe(depth)
             .setup_cq_context(name as *mut c_void)
             .setup_comp_channel(&events.channel, 0)
             .build()

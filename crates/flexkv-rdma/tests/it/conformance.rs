@@ -45,7 +45,7 @@ async fn rdma_conforms() {
         let (reader, registered) = arena(slots, block_bytes);
         Harness {
             transport: Arc::new(RdmaTransport::new(registered, config())),
-            server: serve(owned).await,
+            server: serve(owned),
             owner,
             reader,
         }

@@ -4,7 +4,7 @@ use crate::support::{BYTES, Owner, Reader, all_fetched};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn blocks_side_by_side_cost_little_more_than_a_work_request_each() {
-    let owner = Owner::with(100, BYTES).await;
+    let owner = Owner::with(100, BYTES);
     let reader = Reader::new(100, BYTES);
     let endpoint = owner.server.endpoint();
     for round in 1..=3 {
@@ -21,7 +21,7 @@ async fn blocks_side_by_side_cost_little_more_than_a_work_request_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn blocks_far_apart_cost_three_work_requests_each() {
-    let owner = Owner::with(100, 4096).await;
+    let owner = Owner::with(100, 4096);
     let reader = Reader::new(100, 4096);
     let apart: Vec<_> = owner.stored.iter().copied().step_by(9).collect();
     assert!(all_fetched(

@@ -17,7 +17,7 @@ const KEY: usize = 128 + 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_is_found_wherever_it_is() {
-    let owner = Owner::with(8, BYTES).await;
+    let owner = Owner::with(8, BYTES);
     let reader = Reader::new(8, BYTES);
     let endpoint = owner.server.endpoint();
     let descriptor = |slot: u32| 4096 + 64 * slot as usize;
@@ -59,7 +59,7 @@ async fn a_flipped_bit_is_found_wherever_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_generation_key_tier_or_slot_is_stale_and_disturbs_nobody() {
-    let owner = Owner::with(8, BYTES).await;
+    let owner = Owner::with(8, BYTES);
     let reader = Reader::new(8, BYTES);
     let mut wanted = owner.stored.clone();
     assert_eq!(owner.tier.evict(wanted[0].0), Eviction::Done);
@@ -82,7 +82,7 @@ async fn another_generation_key_tier_or_slot_is_stale_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_memory_key_ends_the_queue_pair_and_the_next_one_works() {
-    let owner = Owner::with(4, BYTES).await;
+    let owner = Owner::with(4, BYTES);
     let proxy = Proxy::before(owner.server.address()).await;
     let reader = Reader::new(4, BYTES);
     proxy.set(Change::Flip(KEY));
@@ -112,7 +112,7 @@ async fn a_wrong_memory_key_ends_the_queue_pair_and_the_next_one_works() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_cut_or_damaged_is_refused() {
-    let owner = Owner::with(4, BYTES).await;
+    let owner = Owner::with(4, BYTES);
     let proxy = Proxy::before(owner.server.address()).await;
     for (change, words) in [
         (Change::Cut(0), "early eof"),
@@ -140,7 +140,7 @@ async fn an_answer_that_is_cut_or_damaged_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_starts_anew_at_the_same_address_is_read_anew() {
-    let owner = Owner::with(4, BYTES).await;
+    let owner = Owner::with(4, BYTES);
     let (endpoint, address) = (owner.server.endpoint(), owner.server.address());
     let reader = Reader::new(4, BYTES);
     assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));
@@ -150,7 +150,7 @@ async fn an_owner_that_starts_anew_at_the_same_address_is_read_anew() {
     assert_eq!(reason, "the owner has gone");
     let (tier, registered) = arena(9, BYTES);
     let mut stored = store(&tier, 9);
-    let server = serve_at(address, registered).await;
+    let server = serve_at(address, registered);
     // Locations of the old arena are as good as any others: what is there is told by its key.
     assert_eq!(tier.evict(stored[0].0), Eviction::Done);
     let old = stored.remove(0);
@@ -163,7 +163,7 @@ async fn an_owner_that_starts_anew_at_the_same_address_is_read_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadlines_that_pass_at_any_moment_cost_no_buffer() {
-    let owner = Owner::with(64, BYTES).await;
+    let owner = Owner::with(64, BYTES);
     let reader = Reader::new(128, BYTES);
     let endpoint = owner.server.endpoint();
     assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));
@@ -192,7 +192,7 @@ async fn deadlines_that_pass_at_any_moment_cost_no_buffer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_small_fetches_share_a_connection() {
-    let owner = Owner::with(64, 4096).await;
+    let owner = Owner::with(64, 4096);
     let reader = Reader::new(64, 4096);
     let endpoint = owner.server.endpoint();
     let fetching = (0..16usize).map(|task| {
@@ -217,7 +217,7 @@ async fn thousands_of_small_fetches_share_a_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_of_another_memory_are_not_written() {
-    let owner = Owner::with(1, BYTES).await;
+    let owner = Owner::with(1, BYTES);
     let reader = Reader::new(1, BYTES);
     let (other, _) = arena(1, BYTES);
     let into = other.reserve().expect("a slot");
@@ -245,7 +245,7 @@ async fn slots_of_another_memory_are_not_written() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_owner_unused_for_longest_makes_room() {
-    let owners = [Owner::with(1, BYTES).await, Owner::with(1, BYTES).await];
+    let owners = [Owner::with(1, BYTES), Owner::with(1, BYTES)];
     let few = flexkv_rdma::RdmaConfig {
         max_owners: 1,
         ..config()

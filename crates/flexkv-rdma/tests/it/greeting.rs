@@ -13,9 +13,12 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_refused_and_told_why() {
-    let owner = Owner::with(2, BYTES).await;
+    let owner = Owner::with(2, BYTES);
     let endpoint = owner.server.endpoint();
-    let wrong = RdmaConfig::new(credential("wrong"));
+    let wrong = RdmaConfig {
+        credential: credential("wrong"),
+        ..config()
+    };
     let elsewhere = arena_of(nic(), NamespaceId::from_u128(1), 2, BYTES);
     for (reader, words) in [
         (Reader::with(wrong, arena(2, BYTES)), "another secret"),
@@ -41,7 +44,7 @@ async fn readers_beyond_the_bound_are_refused_until_one_goes() {
         max_readers: 1,
         ..RdmaServerConfig::new(credential("s"))
     };
-    let server = RdmaServer::start(([127, 0, 0, 1], 0).into(), registered, one).await;
+    let server = RdmaServer::start(([127, 0, 0, 1], 0).into(), registered, one);
     let server = server.expect("a server");
     let first = Reader::new(2, BYTES);
     assert!(all_fetched(&first.fetch(&server.endpoint(), &stored).await));
@@ -87,7 +90,7 @@ async fn said(owner: &Owner, bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_keys_are_for_those_who_proved_themselves() {
-    let owner = Owner::with(1, BYTES).await;
+    let owner = Owner::with(1, BYTES);
     let mut offer = vec![0; 40];
     offer[..4].copy_from_slice(b"FKRO");
     offer[14..16].copy_from_slice(&[3, 2]);

@@ -82,7 +82,7 @@ fn owners_address() -> Option<SocketAddr> {
 async fn be_the_owner(address: SocketAddr) {
     let (tier, registered) = arena(COUNT, LARGE);
     store(&tier, COUNT);
-    let server = serve_at(address, registered).await;
+    let server = serve_at(address, registered);
     let mut out = std::io::stdout();
     writeln!(out, "{}", server.endpoint()).expect("told");
     out.flush().expect("told");

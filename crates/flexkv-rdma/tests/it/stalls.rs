@@ -19,7 +19,7 @@ fn reader() -> (Reader, Arc<SoftNic>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_takes_the_buffers_back_from_the_device() {
-    let owner = Owner::with(100, BYTES).await;
+    let owner = Owner::with(100, BYTES);
     let (reader, nic) = reader();
     let endpoint = owner.server.endpoint();
     assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));
@@ -36,7 +36,7 @@ async fn a_deadline_takes_the_buffers_back_from_the_device() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn buffers_of_a_fetch_that_was_given_up_stay_with_the_device_until_it_is_done() {
-    let owner = Owner::with(10, BYTES).await;
+    let owner = Owner::with(10, BYTES);
     let (reader, nic) = reader();
     let endpoint = owner.server.endpoint();
     assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));
@@ -69,7 +69,7 @@ async fn buffers_of_a_fetch_that_was_given_up_stay_with_the_device_until_it_is_d
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_goes_in_the_middle_gives_the_buffers_back() {
-    let owner = Owner::with(10, BYTES).await;
+    let owner = Owner::with(10, BYTES);
     let (reader, nic) = reader();
     let endpoint = owner.server.endpoint();
     assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));

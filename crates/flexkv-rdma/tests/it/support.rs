@@ -54,18 +54,22 @@ pub(crate) fn credential(secret: &str) -> Credential {
     Credential::new(secret.as_bytes(), "a-node")
 }
 
+/// As it comes, but for a device that may be emulated on a busy machine.
 pub(crate) fn config() -> RdmaConfig {
-    RdmaConfig::new(credential("s"))
+    RdmaConfig {
+        open_time: Duration::from_secs(10),
+        ..RdmaConfig::new(credential("s"))
+    }
 }
 
 /// Serves on a port that is free.
-pub(crate) async fn serve(arena: Arc<RdmaArena>) -> RdmaServer {
-    serve_at(SocketAddr::from(([127, 0, 0, 1], 0)), arena).await
+pub(crate) fn serve(arena: Arc<RdmaArena>) -> RdmaServer {
+    serve_at(SocketAddr::from(([127, 0, 0, 1], 0)), arena)
 }
 
-pub(crate) async fn serve_at(address: SocketAddr, arena: Arc<RdmaArena>) -> RdmaServer {
+pub(crate) fn serve_at(address: SocketAddr, arena: Arc<RdmaArena>) -> RdmaServer {
     let config = RdmaServerConfig::new(credential("s"));
-    let server = RdmaServer::start(address, arena, config).await;
+    let server = RdmaServer::start(address, arena, config);
     server.expect("an address to serve at")
 }
 
@@ -105,11 +109,11 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) async fn with(count: u32, block_bytes: usize) -> Self {
+    pub(crate) fn with(count: u32, block_bytes: usize) -> Self {
         let (tier, registered) = arena(count, block_bytes);
         Self {
             stored: store(&tier, count),
-            server: serve(registered).await,
+            server: serve(registered),
             tier,
         }
     }

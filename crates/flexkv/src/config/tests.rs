@@ -343,3 +343,21 @@ fn certificates_of_nodes_go_together_and_wrong_files_are_named() {
         }
     }
 }
+
+#[test]
+fn rdma_needs_a_port_and_a_build_that_has_it() {
+    let with = |line: &str| parse(&format!("{line}\n{MINIMAL}"));
+    let lonely = with("network.rdma_device = 'mlx5_0'").unwrap_err();
+    let reason = "`network.rdma_device` is of no use without `network.rdma_port`";
+    assert!(lonely.contains(reason), "{lonely}");
+    let both = with("network.rdma_port = 7401\nnetwork.rdma_device = 'mlx5_0'");
+    if cfg!(feature = "rdma") {
+        let setting = both.unwrap().rdma.unwrap();
+        let device = setting.device.as_deref();
+        assert_eq!((setting.port, device), (7401, Some("mlx5_0")));
+    } else {
+        let error = both.unwrap_err();
+        assert!(error.contains("is built without RDMA"), "{error}");
+    }
+    assert_eq!(parse(MINIMAL).unwrap().rdma, None);
+}
