@@ -5,6 +5,7 @@
 
 mod address;
 mod link;
+mod report;
 mod server;
 mod socket;
 mod transport;

@@ -68,6 +68,8 @@ pub(crate) struct Load {
     /// Slots have run out.
     full: bool,
     holders: Vec<Holder>,
+    /// Which of them have each block.
+    who: Vec<Holders>,
     rounds: usize,
     /// Owners that did not answer this load.
     failed: Vec<OwnerId>,
@@ -98,6 +100,7 @@ impl Load {
             limit: blocks,
             full: false,
             holders: Vec::new(),
+            who: vec![0; blocks],
             rounds: 0,
             failed: Vec::new(),
             refused: HashSet::new(),
@@ -182,6 +185,7 @@ impl Load {
                 *location = location.filter(|at| !refused(*at));
             }
         }
+        self.who = sources::who_has(&self.holders, self.keys.len());
         self.askable(self.first_missing()) != 0
     }
 
@@ -190,7 +194,7 @@ impl Load {
         if self.pins[index].is_some() || self.attempts[index] == ATTEMPTS_MAX {
             return 0;
         }
-        sources::holders(&self.holders, index)
+        self.who[index]
     }
 
     /// Fetches until there is nothing left that could come.
@@ -481,6 +485,7 @@ impl Load {
     fn leave_out(&mut self, owner: OwnerId) {
         self.failed.push(owner);
         self.holders.retain(|holder| holder.owner != owner);
+        self.who = sources::who_has(&self.holders, self.keys.len());
     }
 
     /// A block did not come from `owner`.
@@ -491,10 +496,11 @@ impl Load {
             FetchOutcome::Fetched(_) | FetchOutcome::Unreachable => (Miss::Unreachable, false),
         };
         self.reasons[index] = reason;
-        let holder = self.holders.iter_mut().find(|h| h.owner == owner);
-        if let Some(holder) = holder.filter(|_| gone)
-            && let Some(location) = holder.locations[index].take()
+        let place = self.holders.iter().position(|h| h.owner == owner);
+        if let Some(place) = place.filter(|_| gone)
+            && let Some(location) = self.holders[place].locations[index].take()
         {
+            self.who[index] = sources::holders(&self.holders, index);
             self.refused.insert((owner, index, location));
         }
     }

@@ -66,34 +66,32 @@ pub(crate) fn find(
         .iter()
         .filter_map(|(owner, runs)| {
             let peer = table.peers.get(owner)?;
-            let holder = Holder {
-                owner: *owner,
-                peer: peer.clone(),
-                locations: Vec::new(),
-                spread: mix(seed, *owner),
-            };
             let misses = |run: &OwnerRun| of(run, missing).iter().filter(|miss| **miss).count();
             let useful: usize = runs.iter().map(misses).sum();
-            (useful > 0).then_some((holder, runs, useful))
+            let rank = (peer.distance, Reverse(useful), mix(seed, *owner));
+            (useful > 0).then_some((rank, *owner, peer, runs))
         })
         .collect();
-    ranked.sort_by_cached_key(|(holder, _, useful)| {
-        let source = holder.source(0, 0);
-        (source.distance, Reverse(*useful), holder.spread)
-    });
+    ranked.sort_unstable_by_key(|(rank, ..)| *rank);
     let mut met = vec![0u8; keys.len()];
     let mut found = Vec::new();
-    for (mut holder, runs, _) in ranked {
+    for ((.., spread), owner, peer, runs) in ranked {
         if found.len() == SOURCES_MAX || !adds(runs, missing, &mut met) {
             continue;
         }
         let all = OwnerRun {
-            owner: holder.owner,
+            owner,
             start: 0,
             len: keys.len(),
         };
-        shared.snapshot.locate(keys, all, &mut holder.locations);
-        found.push(holder);
+        let mut locations = Vec::with_capacity(keys.len());
+        shared.snapshot.locate(keys, all, &mut locations);
+        found.push(Holder {
+            owner,
+            peer: peer.clone(),
+            locations,
+            spread,
+        });
     }
     found
 }
@@ -128,6 +126,11 @@ pub(crate) fn holders(holders: &[Holder], index: usize) -> Holders {
         0 => set_of(Tier::Ssd),
         memory => memory,
     }
+}
+
+/// Who has each of `count` blocks.
+pub(crate) fn who_has(all: &[Holder], count: usize) -> Vec<Holders> {
+    (0..count).map(|index| holders(all, index)).collect()
 }
 
 /// Spreads readers and prompts over owners.

@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flexkv_block::{Checksum, ChecksumStream, FrameHeader};
+use flexkv_block::{BlockKey, Checksum, ChecksumStream, FrameHeader, Location};
 use flexkv_handshake::{Asking, Credential, GreetError, Terms, VERDICT_BYTES, WELCOME_BYTES};
-use flexkv_ports::{FetchOutcome, MemorySlice, Want};
+use flexkv_ports::{FetchOutcome, MemorySlice, Suspect, Want};
 use thiserror::Error;
 
 use crate::batch::{Batch, Part, Piece};
@@ -21,7 +21,8 @@ use crate::foreign::Cursor;
 use crate::line::Line;
 use crate::tls::Tls;
 use crate::wire::{
-    ANSWER_BYTES, Answer, Entry, RESPONSE_BYTES, Request, RequestKind, Response, WireError,
+    ANSWER_BYTES, Answer, Entry, MAX_COUNT, RESPONSE_BYTES, Request, RequestKind, Response,
+    WireError,
 };
 
 /// Pieces requested before the first of them is read: hides the round trip between two pieces.
@@ -256,40 +257,54 @@ impl Connection {
 
     fn request(&mut self, piece: Piece) -> Result<Requested, LinkError> {
         self.last_id = self.last_id.checked_add(1).ok_or(LinkError::Numbers)?;
-        self.send(RequestKind::Fetch, &piece.parts, piece.until())?;
+        let wants = piece.parts.iter().map(|part| &part.want);
+        let entries = wants.map(|want| (want.location, want.key));
+        self.send(RequestKind::Fetch, entries, piece.until())?;
         Ok(Requested::new(self.last_id, piece))
     }
 
     /// Tells the owner that its blocks were read, if it waits for that.
     fn release(&mut self, until: Instant) -> Result<(), LinkError> {
         if self.owes_release {
-            self.send(RequestKind::Release, &[], until)?;
+            self.send(RequestKind::Release, std::iter::empty(), until)?;
         }
         Ok(())
     }
 
-    fn send(&mut self, kind: RequestKind, parts: &[Part], until: Instant) -> Result<(), LinkError> {
+    fn send(
+        &mut self,
+        kind: RequestKind,
+        entries: impl ExactSizeIterator<Item = (Location, BlockKey)>,
+        until: Instant,
+    ) -> Result<(), LinkError> {
         let patience = deadline::left(until)?.as_millis();
         let request = Request {
             kind,
             id: self.last_id,
-            count: parts.len() as u32,
+            count: entries.len() as u32,
             released: self.read,
             patience_ms: u32::try_from(patience).unwrap_or(u32::MAX).max(1),
         };
         self.buffer.clear();
         self.buffer.extend_from_slice(&request.encode());
-        for Part { want, .. } in parts {
-            let entry = Entry {
-                location: want.location.to_word(),
-                key: want.key,
-            };
+        for (location, key) in entries {
+            let location = location.to_word();
+            let entry = Entry { location, key };
             self.buffer.extend_from_slice(&entry.encode());
         }
         let stream = self.line.stream().clone();
         let mut writing = Timed::writing(&stream, until);
         self.line.write_all(&mut writing, &self.buffer)?;
         self.owes_release = false;
+        Ok(())
+    }
+
+    /// Tells the owner of blocks that arrived damaged.
+    pub(crate) fn report(&mut self, suspects: &[Suspect], until: Instant) -> Result<(), LinkError> {
+        for some in suspects.chunks(MAX_COUNT as usize) {
+            let entries = some.iter().map(|suspect| (suspect.location, suspect.key));
+            self.send(RequestKind::Report, entries, until)?;
+        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use flexkv_handshake::Terms;
+use flexkv_ports::Suspect;
 use tokio::sync::Semaphore;
 
 use crate::batch::Batch;
@@ -23,6 +24,8 @@ use crate::wire::{MAGIC, VERSION};
 
 /// Batches queued at a peer; further ones wait for room until their deadline.
 const QUEUE: usize = 256;
+/// Blocks that a peer is yet to be told of; further ones are forgotten.
+const SUSPECTS: usize = 1024;
 /// How long a thread waits for a batch before it looks whether its connection still lives.
 const IDLE_CHECK: Duration = Duration::from_secs(30);
 /// A deadline that passes sooner than this after a batch was begun proves nothing about the peer.
@@ -45,6 +48,8 @@ pub(crate) struct Peer {
 struct State {
     stopped: bool,
     queue: VecDeque<Arc<Batch>>,
+    /// What the owner is yet to be told of.
+    suspects: Vec<Suspect>,
     lanes: Vec<Lane>,
     refusal: Option<String>,
 }
@@ -98,6 +103,11 @@ impl State {
     fn all_blocked(&self) -> bool {
         let now = now();
         self.lanes.iter().all(|lane| lane.blocked(now).is_some())
+    }
+
+    /// Whether anything waits for a lane.
+    fn has_work(&mut self) -> bool {
+        !self.suspects.is_empty() || self.first().is_some()
     }
 
     /// The first batch that has wants left to take.
@@ -168,6 +178,7 @@ impl Peer {
             state: Mutex::new(State {
                 stopped: false,
                 queue: VecDeque::new(),
+                suspects: Vec::new(),
                 lanes: lanes.collect(),
                 refusal: None,
             }),
@@ -206,6 +217,19 @@ impl Peer {
         true
     }
 
+    /// Has the owner told of a block that arrived damaged, unless it is left alone for now or there is
+    /// too much to tell already.
+    pub(crate) fn report(self: &Arc<Self>, suspect: Suspect) {
+        let mut state = self.lock();
+        if state.stopped || state.all_blocked() || state.suspects.len() >= SUSPECTS {
+            return;
+        }
+        state.suspects.push(suspect);
+        let failed = self.dispatch(&mut state, 1);
+        drop(state);
+        fail(failed);
+    }
+
     /// Notes that the peer was used as the transport's `tick`-th use.
     pub(crate) fn touch(&self, tick: u64) {
         self.last_use.store(tick, Ordering::Relaxed);
@@ -225,7 +249,7 @@ impl Peer {
     pub(crate) fn is_idle(&self) -> bool {
         let mut state = self.lock();
         let busy = |lane: &Lane| matches!(lane.activity, Activity::Busy | Activity::Lent);
-        state.first().is_none() && !state.lanes.iter().any(busy)
+        !state.has_work() && !state.lanes.iter().any(busy)
     }
 
     /// Ends all threads and connections; what is under way fails.
@@ -264,6 +288,7 @@ impl Peer {
             lane.activity = Activity::Busy;
         }
         if state.all_blocked() {
+            state.suspects.clear();
             return std::mem::take(&mut state.queue);
         }
         VecDeque::new()
@@ -303,7 +328,7 @@ impl Peer {
                 state.refusal = Some(reason);
             }
         }
-        let waiting = usize::from(state.first().is_some());
+        let waiting = usize::from(state.has_work());
         let failed = self.dispatch(&mut state, waiting);
         drop(state);
         fail(failed);
@@ -371,7 +396,7 @@ impl Lent<'_> {
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let mut state = self.peer.lock();
-        let wanted = state.first().is_some();
+        let wanted = state.has_work();
         let lane = &mut state.lanes[self.place];
         lane.activity = Activity::Idle;
         if wanted || lane.unfinished.is_some() {
@@ -391,6 +416,7 @@ impl Drop for Lent<'_> {
 enum Job {
     Fetch(Arc<Batch>),
     Finish(Box<Requested>),
+    Report(Vec<Suspect>),
 }
 
 /// The thread of one lane.
@@ -414,6 +440,7 @@ impl Worker {
             let done = match job {
                 Job::Fetch(batch) => self.work(&batch),
                 Job::Finish(requested) => self.finish(*requested),
+                Job::Report(suspects) => self.report(&suspects),
             };
             match done {
                 Ok(()) => self.peer.worked(self.place),
@@ -445,11 +472,7 @@ impl Worker {
             state = woken;
             let lane = &mut state.lanes[self.place];
             let idle = lane.activity == Activity::Idle && lane.unfinished.is_none();
-            if waited.timed_out()
-                && blocked.is_none()
-                && idle
-                && !lane.check()
-                && state.first().is_none()
+            if waited.timed_out() && blocked.is_none() && idle && !lane.check() && !state.has_work()
             {
                 break;
             }
@@ -470,6 +493,7 @@ impl Worker {
         let job = match unfinished {
             Some(requested) => Job::Finish(Box::new(requested)),
             None if blocked => return None,
+            None if !state.suspects.is_empty() => Job::Report(std::mem::take(&mut state.suspects)),
             None => Job::Fetch(state.first()?),
         };
         let lane = &mut state.lanes[self.place];
@@ -484,14 +508,10 @@ impl Worker {
             batch.fail_rest();
             return Ok(());
         }
-        self.connection.take_if(|connection| !connection.is_alive());
-        if self.connection.is_none() {
-            self.peer.lock().lanes[self.place].stream = None;
-            self.open().map_err(|error| Failure {
-                error,
-                excused: false,
-            })?;
-        }
+        self.connect().map_err(|error| Failure {
+            error,
+            excused: false,
+        })?;
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
@@ -511,6 +531,28 @@ impl Worker {
         let began = now();
         let finished = connection.finish(requested);
         finished.map_err(|error| Failure::new(error, connection, began))
+    }
+
+    /// Opens a connection if there is none, or it has ended.
+    fn connect(&mut self) -> Result<(), LinkError> {
+        self.connection.take_if(|connection| !connection.is_alive());
+        if self.connection.is_some() {
+            return Ok(());
+        }
+        self.peer.lock().lanes[self.place].stream = None;
+        self.open()
+    }
+
+    /// Tells the owner, through a new connection if the old one has ended.
+    fn report(&mut self, suspects: &[Suspect]) -> Result<(), Failure> {
+        let told = self.connect().and_then(|()| match &mut self.connection {
+            Some(connection) => connection.report(suspects, until(self.peer.config.open_time)),
+            None => Ok(()),
+        });
+        told.map_err(|error| Failure {
+            error,
+            excused: false,
+        })
     }
 
     /// Opens the connection. Its time does not depend on the batch, whose deadline may be short:

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flexkv_block::{BlockLayout, NamespaceId};
 use flexkv_handshake::{Credential, Refusals};
-use flexkv_ports::{BlockTier, Stager};
+use flexkv_ports::{BlockTier, Stager, SuspectSender};
 
 use crate::session::{Session, Source};
 use crate::tls::Tls;
@@ -57,6 +57,8 @@ pub struct ServerConfig {
     pub response_time: Duration,
     /// Counts refusals.
     pub refusals: Refusals,
+    /// Where readers' reports of damaged blocks go, if anyone looks at them.
+    pub suspects: Option<SuspectSender>,
 }
 
 impl ServerConfig {
@@ -76,6 +78,7 @@ impl ServerConfig {
             request_time: Duration::from_secs(5),
             response_time: Duration::from_secs(30),
             refusals: Refusals::default(),
+            suspects: None,
         }
     }
 }

@@ -15,7 +15,7 @@ use flexkv_block::{BlockKey, FrameHeader, Location};
 use flexkv_handshake::{
     Answering, CONFIRM_BYTES, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Terms,
 };
-use flexkv_ports::{BlockTier, MemorySlice, ReadSlot, Stager};
+use flexkv_ports::{BlockTier, MemorySlice, ReadSlot, Stager, Suspect};
 use futures_executor::block_on;
 use rustix::fs::sendfile;
 use rustix::net::sockopt;
@@ -147,9 +147,11 @@ impl<'a> Session<'a> {
                 return Err(self.refuse(request.id, request.count, until));
             }
             self.release(request.released);
-            if request.kind == RequestKind::Fetch {
-                let entries = self.entries(request.count, &mut reading)?;
-                self.answer(&request, &entries)?;
+            let entries = self.entries(request.count, &mut reading)?;
+            match request.kind {
+                RequestKind::Fetch => self.answer(&request, &entries)?,
+                RequestKind::Release => {}
+                RequestKind::Report => self.pass_on(&entries),
             }
         }
         Ok(())
@@ -242,11 +244,24 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Passes on what the reader says arrived damaged, to whoever looks at it.
+    fn pass_on(&self, entries: &[Entry]) {
+        let Some(suspects) = &self.config.suspects else {
+            return;
+        };
+        for entry in entries {
+            if let Some(location) = entry.location() {
+                let key = entry.key;
+                suspects.tell(Suspect { location, key });
+            }
+        }
+    }
+
     /// Whether the request asks for more bytes than one may.
     fn is_oversized(&self, request: &Request) -> bool {
         let block_bytes = self.source.tier.shape().block_bytes;
         let most = (self.config.max_request_bytes / block_bytes).max(1);
-        request.count as usize > most
+        request.kind == RequestKind::Fetch && request.count as usize > most
     }
 
     /// Tells the reader that its request is too large, and counts it.

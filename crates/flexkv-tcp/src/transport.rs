@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flexkv_block::NamespaceId;
 use flexkv_handshake::Credential;
-use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Transport, Want};
+use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Suspect, Transport, Want};
 use tokio::time::{Instant, timeout_at};
 
 use crate::batch::Batch;
@@ -201,6 +201,12 @@ impl Transport for TcpTransport {
         deadline: Duration,
     ) -> BoxFuture<'a, Vec<Fetched>> {
         Box::pin(self.fetch_all(endpoint, wants, deadline))
+    }
+
+    fn report(&self, endpoint: &str, suspect: Suspect) {
+        if let Some(peer) = self.peer(endpoint) {
+            peer.report(suspect);
+        }
     }
 }
 

@@ -34,6 +34,8 @@ pub enum RequestKind {
     Fetch = 1,
     /// Nothing follows; only `released` is of interest.
     Release = 2,
+    /// `count` entries follow, each a block that arrived damaged. Not answered.
+    Report = 3,
 }
 
 /// A request without its entries.
@@ -41,8 +43,8 @@ pub enum RequestKind {
 pub struct Request {
     /// What is asked for.
     pub kind: RequestKind,
-    /// Its number: above those of all requests before it on the connection. A release repeats
-    /// the last one.
+    /// Its number: above those of all requests before it on the connection. A release or report
+    /// repeats the last one.
     pub id: u32,
     /// Number of entries that follow.
     pub count: u32,
@@ -151,6 +153,7 @@ impl Request {
         let (kind, counts) = match u16_at(bytes, 4) {
             1 => (RequestKind::Fetch, 1..=MAX_COUNT),
             2 => (RequestKind::Release, 0..=0),
+            3 => (RequestKind::Report, 1..=MAX_COUNT),
             found => return Err(unknown(WHAT, "kind", found)),
         };
         if !counts.contains(&count) {

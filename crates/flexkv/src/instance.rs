@@ -15,7 +15,7 @@ use flexkv_host::{
     HostConfig, HostTier, HostTransport, HostTransportConfig, ShareConfig, ShareServer,
 };
 use flexkv_node::{Node, NodeConfig, NodePorts};
-use flexkv_ports::{KvCache, MetadataStore, StagedTier, Transport};
+use flexkv_ports::{KvCache, MetadataStore, StagedTier, SuspectSender, Transport, suspects};
 use flexkv_rdma::RdmaCounts;
 use flexkv_ssd::{SsdConfig, SsdStats, SsdTier};
 use flexkv_tcp::{TcpServer, TcpTransport, Tls, TransportConfig};
@@ -98,9 +98,11 @@ impl Instance {
             .ok()
             .filter(|bytes| u64::from(*bytes) <= BlockLayout::MAX_BLOCK_BYTES)
             .with_context(|| format!("blocks of {} bytes are too large", spec.block_bytes))?;
+        let (tell, reports) = suspects();
         let served = flexkv_tcp::ServerConfig {
             refusals: Refusals::register(recorder, &name, "tcp"),
             tls: spec.tls.clone(),
+            suspects: Some(tell.clone()),
             ..flexkv_tcp::ServerConfig::new(namespace, credential.clone())
         };
         let server = TcpServer::start(spec.listen, Arc::new(tier.clone()), served)
@@ -112,7 +114,7 @@ impl Instance {
         if spec.shared_memory {
             let refusals = Refusals::register(recorder, &name, "shm");
             let config = HostTransportConfig::new(namespace, spec.block_bytes, credential.clone());
-            match shared(&tier, config, refusals) {
+            match shared(&tier, config, refusals, tell) {
                 Ok((server, transport)) => {
                     endpoints.push(server.endpoint().to_owned());
                     transports.push(Arc::new(transport));
@@ -159,6 +161,7 @@ impl Instance {
         if ssd.is_some() {
             server.stage_with(node.clone());
         }
+        node.heed(reports);
         let serve = |socket: PathBuf| {
             EngineServer::start(
                 socket,
@@ -291,9 +294,11 @@ fn shared(
     tier: &HostTier,
     config: HostTransportConfig,
     refusals: Refusals,
+    tell: SuspectSender,
 ) -> std::io::Result<(ShareServer, HostTransport)> {
     let served = ShareConfig {
         refusals,
+        suspects: Some(tell),
         ..ShareConfig::new(config.credential.clone())
     };
     let server = ShareServer::start(tier, served)?;

@@ -89,6 +89,10 @@ fn seeds() -> Vec<Vec<u8>> {
         released: 4,
         patience_ms: 100,
     };
+    let report = Request {
+        kind: RequestKind::Report,
+        ..request
+    };
     let response = Response {
         held: true,
         oversized: false,
@@ -101,6 +105,7 @@ fn seeds() -> Vec<Vec<u8>> {
         hello.encode().to_vec(),
         welcome.encode().to_vec(),
         request.encode().to_vec(),
+        report.encode().to_vec(),
         response.encode().to_vec(),
         Answer::Stale.encode().to_vec(),
         found,

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use flexkv_handshake::{Asking, GreetError, VERDICT_BYTES, WELCOME_BYTES};
+use flexkv_ports::Suspect;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 
 use super::address::Address;
+use super::report::{self, REPORT_BYTES};
 use super::server::terms;
 use super::socket;
 use super::transport::HostTransportConfig;
@@ -56,6 +58,7 @@ struct State {
 
 struct Attached {
     arena: Arc<MappedArena>,
+    stream: Arc<UnixStream>,
     /// The task that waits for the owner's end.
     watch: AbortHandle,
 }
@@ -151,11 +154,14 @@ impl Link {
 
     fn keep(self: &Arc<Self>, arena: MappedArena, stream: UnixStream) -> Arc<MappedArena> {
         let arena = Arc::new(arena);
-        let watch = tokio::spawn(watch(Arc::downgrade(self), stream)).abort_handle();
+        let stream = Arc::new(stream);
+        let watch = watch(Arc::downgrade(self), stream.clone());
+        let watch = tokio::spawn(watch).abort_handle();
         let mut state = self.lock();
         *state = State {
             attached: Some(Attached {
                 arena: arena.clone(),
+                stream,
                 watch,
             }),
             ..State::default()
@@ -183,6 +189,22 @@ impl Link {
         }
     }
 
+    /// Tells the owner of a damaged block, if it is attached and takes the report at once. Without
+    /// room for a whole report the connection is of no more use.
+    pub(super) fn report(&self, suspect: Suspect) {
+        let state = self.lock();
+        let Some(attached) = &state.attached else {
+            return;
+        };
+        let sent = attached.stream.try_write(&report::encode(suspect));
+        drop(state);
+        match sent {
+            Ok(REPORT_BYTES) => {}
+            Ok(_) => self.lost(),
+            Err(error) => tracing::debug!(%error, owner = %self.address, "a report is lost"),
+        }
+    }
+
     /// Lets go of the arena: the owner has gone. A new attempt may be made at once.
     fn lost(&self) {
         let lost = self.lock().attached.take();
@@ -201,7 +223,7 @@ impl Link {
 
 /// Waits for the owner's end. Until then its memory stays mapped; afterwards that would keep memory
 /// from the system that nobody fills any more.
-async fn watch(link: Weak<Link>, stream: UnixStream) {
+async fn watch(link: Weak<Link>, stream: Arc<UnixStream>) {
     socket::ended(&stream).await;
     if let Some(link) = link.upgrade() {
         link.lost();

@@ -13,12 +13,14 @@ use flexkv_handshake::{
     Answering, CONFIRM_BYTES, Credential, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Refusals,
     Terms,
 };
+use flexkv_ports::SuspectSender;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::address::{Address, HostId};
+use super::report::{self, REPORT_BYTES};
 use super::{MAGIC, VERSION, socket};
 use crate::HostTier;
 
@@ -40,6 +42,8 @@ pub struct ShareConfig {
     pub greeting_time: Duration,
     /// Counts refusals.
     pub refusals: Refusals,
+    /// Where readers' reports of damaged blocks go, if anyone looks at them.
+    pub suspects: Option<SuspectSender>,
 }
 
 impl ShareConfig {
@@ -51,6 +55,7 @@ impl ShareConfig {
             max_readers: 64,
             greeting_time: Duration::from_secs(5),
             refusals: Refusals::default(),
+            suspects: None,
         }
     }
 }
@@ -160,10 +165,22 @@ async fn serve(
     match timeout(shared.config.greeting_time, greeting).await {
         Ok(Ok(reader)) => {
             tracing::debug!(reader, "reads the arena");
-            socket::ended(&stream).await;
+            hear(&shared, &stream).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "a reader of the arena was turned away"),
         Err(_) => tracing::debug!("a reader of the arena did not finish its greeting"),
+    }
+}
+
+/// Passes on what the reader reports, until it leaves or says something else.
+async fn hear(shared: &Shared, stream: &UnixStream) {
+    while let Ok((bytes, _)) = socket::receive::<REPORT_BYTES>(stream).await {
+        let Some(suspect) = report::decode(&bytes) else {
+            return;
+        };
+        if let Some(suspects) = &shared.config.suspects {
+            suspects.tell(suspect);
+        }
     }
 }
 

@@ -14,7 +14,10 @@ use flexkv_handshake::{
     WELCOME_BYTES,
 };
 use flexkv_ports::conformance::{TransportHarness, transport};
-use flexkv_ports::{BlockTier, FetchOutcome, HeapTier, TierShape, Transport, Want};
+use flexkv_ports::{
+    BlockTier, BoxFuture, FetchOutcome, HeapTier, Suspect, SuspectReceiver, TierShape, Transport,
+    Want, suspects,
+};
 use metrics::{Counter, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use super::server::terms;
@@ -123,6 +126,7 @@ struct Harness {
     reader: Arc<dyn BlockTier>,
     transport: Arc<HostTransport>,
     server: ShareServer,
+    suspects: tokio::sync::Mutex<SuspectReceiver>,
 }
 
 impl TransportHarness for Harness {
@@ -146,17 +150,30 @@ impl TransportHarness for Harness {
         let (host, _) = self.server.endpoint().rsplit_once('/').expect("a host");
         format!("{host}/{:016x}", fastrand::Rng::new().u64(..))
     }
+
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        Some(Box::pin(async {
+            let next = self.suspects.lock().await.next().await;
+            next.expect("the server keeps its end")
+        }))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shared_memory_conforms() {
     transport(async |slots, block_bytes| {
         let owner = arena(slots, block_bytes);
+        let (tell, suspects) = suspects();
+        let served = ShareConfig {
+            suspects: Some(tell),
+            ..ShareConfig::new(credential("s"))
+        };
         Harness {
             reader: Arc::new(arena(slots, block_bytes)),
             transport: Arc::new(HostTransport::new(config(block_bytes)).expect("a name")),
-            server: share(&owner),
+            server: ShareServer::start(&owner, served).expect("a server"),
             owner,
+            suspects: tokio::sync::Mutex::new(suspects),
         }
     })
     .await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flexkv_block::NamespaceId;
 use flexkv_handshake::Credential;
-use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Transport, Want};
+use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Suspect, Transport, Want};
 use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -192,6 +192,16 @@ impl Transport for HostTransport {
         deadline: Duration,
     ) -> BoxFuture<'a, Vec<Fetched>> {
         Box::pin(self.fetch_all(endpoint, wants, deadline))
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+
+    fn report(&self, endpoint: &str, suspect: Suspect) {
+        if let Some(link) = self.link(endpoint) {
+            link.report(suspect);
+        }
     }
 }
 

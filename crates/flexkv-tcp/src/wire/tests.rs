@@ -93,6 +93,10 @@ fn bad_messages_are_named() {
     check(with(|r| r.count = 0), "count 0");
     check(with(|r| r.count = MAX_COUNT + 1), "count 4097");
     check(with(|r| r.kind = RequestKind::Release), "count 3");
+    let empty = |r: &mut Request| (r.kind, r.count) = (RequestKind::Report, 0);
+    check(with(empty), "count 0");
+    let report = with(|r| r.kind = RequestKind::Report).expect("a report");
+    assert_eq!((report.kind, report.count), (RequestKind::Report, 3));
     check(with(|r| r.released = 10), "unexpected id 10");
     let mut bytes = request().encode();
     bytes[4] = 77;

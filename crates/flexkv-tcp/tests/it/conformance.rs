@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use flexkv_ports::conformance::{TransportHarness, transport};
-use flexkv_ports::{BlockTier, Transport};
+use flexkv_ports::{BlockTier, BoxFuture, Suspect, SuspectReceiver, Transport, suspects};
 use flexkv_tcp::{ServerConfig, TcpServer, TcpTransport, Tls, TransportConfig};
 
 use crate::support::{FileTier, config, heap, serve, server_config};
@@ -14,6 +14,7 @@ pub(crate) struct Harness {
     reader: Arc<dyn BlockTier>,
     transport: Arc<TcpTransport>,
     server: TcpServer,
+    suspects: tokio::sync::Mutex<SuspectReceiver>,
 }
 
 impl Harness {
@@ -36,6 +37,11 @@ impl Harness {
 
     fn with(owner: Arc<dyn BlockTier>, server: ServerConfig) -> Self {
         let shape = owner.shape();
+        let (tell, suspects) = suspects();
+        let server = ServerConfig {
+            suspects: Some(tell),
+            ..server
+        };
         let reader = TransportConfig {
             tls: server.tls.clone(),
             ..config(shape.block_bytes)
@@ -45,6 +51,7 @@ impl Harness {
             transport: Arc::new(TcpTransport::new(reader)),
             server: serve(owner.clone(), server),
             owner,
+            suspects: tokio::sync::Mutex::new(suspects),
         }
     }
 }
@@ -70,6 +77,13 @@ impl TransportHarness for Harness {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let scheme = self.transport.scheme();
         format!("{scheme}://{}", listener.local_addr().expect("its address"))
+    }
+
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        Some(Box::pin(async {
+            let next = self.suspects.lock().await.next().await;
+            next.expect("the server keeps its end")
+        }))
     }
 }
 

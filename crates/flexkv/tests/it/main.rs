@@ -6,6 +6,7 @@
 mod bench;
 mod bench_serve;
 mod completions;
+mod damage;
 mod demo;
 mod faults;
 mod harness;
