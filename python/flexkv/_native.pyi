@@ -79,8 +79,13 @@ class Attachment:
         The ticket is to be cancelled in the end, whatever was done with it.
         """
 
-    def launch(self, ticket: int, blocks: int, deadline_s: float) -> None:
-        """Starts bringing the first `blocks` blocks here; what is verified by then is the result."""
+    def launch(
+        self, ticket: int, blocks: int, deadline_s: float, recompute_s: float | None = None
+    ) -> None:
+        """Starts bringing the first `blocks` blocks here; what is verified by then is the result.
+
+        Blocks that would take longer than `recompute_s` each are left to be computed.
+        """
 
     def poll(self, ticket: int) -> tuple[list[int], int, int] | None:
         """What a launched ticket brought, or `None` while it is under way.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -83,6 +84,9 @@ class Config:
     """How long an engine's start waits for the node; it goes on trying afterwards."""
     fetch_deadline_s: float = 2.0
     """Longest wait for blocks of other nodes; what has arrived by then is used."""
+    recompute_tokens_per_second: float | None = None
+    """How fast the engine computes prompts; measured if none. What would take longer to fetch than to
+    compute is not fetched."""
     copy_threads: int = 1
     """Threads of each worker that copy blocks."""
     enable: bool = True
@@ -182,6 +186,9 @@ def _check(config: Config, named: Any) -> None:
     for key in ("fetch_deadline_s", "attach_timeout_s"):
         if not 0 <= getattr(config, key) <= 3600:
             raise ConfigError(f"{named(key)} must be from 0 to 3600 seconds")
+    rate = config.recompute_tokens_per_second
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"{named('recompute_tokens_per_second')} must be above 0, not {rate}")
     if not 1 <= config.copy_threads <= 64:
         raise ConfigError(f"{named('copy_threads')} must be from 1 to 64")
 

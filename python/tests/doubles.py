@@ -29,6 +29,8 @@ class FakeAttachment:
         self.arrives: int | None = None
         """Only so many blocks arrive by the deadline."""
         self.remote = 0
+        self.told_recompute_s: list[float | None] = []
+        """What each launch said that computing a block takes."""
         self.evicted: list[bytes] = []
         """What the next call of `removed` tells."""
         self.lost = 0
@@ -50,8 +52,11 @@ class FakeAttachment:
         self.held[number] = found
         return number, len(found), len(found) - min(self.remote, len(found))
 
-    def launch(self, ticket: int, blocks: int, deadline_s: float) -> None:
+    def launch(
+        self, ticket: int, blocks: int, deadline_s: float, recompute_s: float | None = None
+    ) -> None:
         self._check()
+        self.told_recompute_s.append(recompute_s)
         self.held[ticket] = self.held[ticket][:blocks]
 
     def poll(self, ticket: int) -> tuple[list[int], int, int] | None:

@@ -73,6 +73,10 @@ def test_directories_are_a_list_or_one_text(tmp_path: Path) -> None:
         ({"FLEXKV_SSD_CACHE_GB": "0"}, "FLEXKV_SSD_CACHE_GB must be above 0"),
         ({"FLEXKV_EVICTION_POLICY": "mru"}, "FLEXKV_EVICTION_POLICY must be one of lru, lfu"),
         ({"FLEXKV_REDIS_PORT": "70000"}, "FLEXKV_REDIS_PORT is no port"),
+        (
+            {"FLEXKV_RECOMPUTE_TOKENS_PER_SECOND": "0"},
+            "FLEXKV_RECOMPUTE_TOKENS_PER_SECOND must be above 0",
+        ),
         ({"FLEXKV_ENABLE_P2P_CPU": "maybe"}, "must be true or false, not 'maybe'"),
         ({"FLEXKV_CONFIG_PATH": "/no/such.yml"}, "/no/such.yml, which cannot be read"),
     ],

@@ -400,3 +400,11 @@ def test_nothing_is_held_after_closing() -> None:
     world.promised(Request("b", PROMPT), [1, 2, 3, 4, 5])
     world.side.close()
     assert not world.node.held
+
+
+def test_the_node_is_told_how_fast_the_engine_computes() -> None:
+    for told, expected in [(1000.0, BLOCK / 1000.0), (None, None)]:
+        world = World(recompute_tokens_per_second=told)
+        world.has(PROMPT, 4)
+        world.side.matched(Request("a", PROMPT), 0)
+        assert world.node.told_recompute_s == [expected]

@@ -5,14 +5,13 @@
 mod memfd;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_engine::{EngineClient, EngineServer, ServerConfig};
 use flexkv_ports::{
-    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, PrefixHit, RemovalFeed,
-    Removals, StoreGrant, Ticket,
+    BoxFuture, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, Memory, PrefixHit,
+    RemovalFeed, Removals, StoreGrant, Ticket,
 };
 
 use crate::memfd::MemfdMemory;
@@ -46,7 +45,12 @@ impl KvCache for Everything {
         })
     }
 
-    fn load(&self, ticket: Ticket, _: usize, _: Duration) -> BoxFuture<'_, Result<(), CacheError>> {
+    fn load(
+        &self,
+        ticket: Ticket,
+        _: usize,
+        _: LoadLimits,
+    ) -> BoxFuture<'_, Result<(), CacheError>> {
         unknown(ticket)
     }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_ports::{
-    BlockView, BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, MemorySlice,
-    PrefixHit, Removals, StoreGrant, Ticket,
+    BlockView, BoxFuture, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, Memory,
+    MemorySlice, PrefixHit, Removals, StoreGrant, Ticket,
 };
 
 use self::connection::Connection;
@@ -179,15 +179,15 @@ impl KvCache for EngineClient {
         &self,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: LoadLimits,
     ) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(async move {
-            self.connection.expect_load(ticket, deadline);
+            self.connection.expect_load(ticket, limits.deadline);
             let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
             let request = Request::Load {
                 ticket,
                 blocks,
-                deadline,
+                limits,
             };
             let started = self.expect_done(request).await;
             if started.is_err() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flexkv_block::BlockKey;
-use flexkv_ports::{CacheError, KvCache, LoadStatus, Loaded, PrefixHit, Ticket};
+use flexkv_ports::{CacheError, KvCache, LoadLimits, LoadStatus, Loaded, PrefixHit, Ticket};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -50,8 +50,8 @@ impl TwoStep {
         self.cache.match_prefix(keys).await
     }
 
-    /// Starts bringing the first `blocks` blocks of a match here. What has been verified by the
-    /// deadline is the result.
+    /// Starts bringing the first `blocks` blocks of a match here. What has been verified within the
+    /// limits is the result.
     ///
     /// # Errors
     /// As [`KvCache::load`].
@@ -59,9 +59,9 @@ impl TwoStep {
         &self,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: impl Into<LoadLimits>,
     ) -> Result<(), CacheError> {
-        self.cache.load(ticket, blocks, deadline).await
+        self.cache.load(ticket, blocks, limits.into()).await
     }
 
     /// What a launched ticket brought, or `None` while it is under way. The blocks stay where they

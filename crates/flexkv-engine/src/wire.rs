@@ -18,7 +18,7 @@ pub use request::Request;
 /// First bytes of a greeting, in both directions.
 pub const MAGIC: [u8; 4] = *b"FKVL";
 /// Version of the local protocol spoken here.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a frame before its body.
 pub const HEADER_BYTES: usize = 12;
 /// Most keys, filled slots or blocks that one frame may carry.

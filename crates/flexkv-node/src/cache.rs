@@ -1,16 +1,14 @@
 //! The node as engines see it: `KvCache` over tickets, the core and loads.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use flexkv_block::{BlockKey, NamespaceId};
 use flexkv_index::{MatchOptions, PrefixMatch};
 use flexkv_ports::{
-    BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, Removals, StoreGrant,
-    Ticket,
+    BoxFuture, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, PrefixHit, Removals,
+    StoreGrant, Ticket,
 };
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::counters::Miss;
 use crate::load::Load;
@@ -37,10 +35,10 @@ impl KvCache for Node {
         &self,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: LoadLimits,
     ) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(std::future::ready(
-            self.shared.start_load(ticket, blocks, deadline),
+            self.shared.start_load(ticket, blocks, limits),
         ))
     }
 
@@ -128,7 +126,7 @@ impl Shared {
         self: &Arc<Self>,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: LoadLimits,
     ) -> Result<(), CacheError> {
         let shared = self.clone();
         self.tickets.edit(ticket, move |holding| {
@@ -144,7 +142,7 @@ impl Shared {
             }
             let keys: Arc<[BlockKey]> = keys[..blocks].into();
             let (done, result) = watch::channel(None);
-            let load = Load::new(shared, keys, Instant::now() + deadline, None);
+            let load = Load::new(shared, keys, limits);
             let task = tokio::spawn(async move {
                 let held: Held = load.run().await;
                 // Nobody listens any more if the ticket was released; the pins end here then.

@@ -89,6 +89,8 @@ pub(crate) struct Landed {
     pub(crate) arrivals: Vec<Arrival>,
     /// It took all the time it had.
     pub(crate) ran_out: bool,
+    /// Nothing came from the peer meanwhile, not even for others.
+    pub(crate) silent: bool,
     /// Keeps new blocks from being evicted before the loads have pinned them.
     _pins: Vec<ReadSlot>,
 }
@@ -264,8 +266,15 @@ impl Request {
         let begun = Instant::now();
         let fetched = self.by_any(wants).await;
         let ran_out = begun.elapsed() >= self.patience;
-        self.judge(&fetched, !ran_out || self.patience >= self.fair);
-        self.keep(fetched, ran_out)
+        let mut links = self.peer.endpoints.iter().map(|at| &at.link);
+        let silent = !links.any(|link| link.delivered_since(begun));
+        let fair = !ran_out || self.patience >= self.fair;
+        self.judge(&fetched, silent && fair);
+        Landed {
+            ran_out,
+            silent,
+            ..self.keep(fetched)
+        }
     }
 
     /// Fetches through the first endpoint, and what it does not reach through the next ones: memory
@@ -333,8 +342,8 @@ impl Request {
         fetched
     }
 
-    /// Counts the outcomes. A peer of which nothing came is left out for a while, if it had a chance.
-    fn judge(&self, fetched: &[Fetched], fair: bool) {
+    /// Counts the outcomes. A peer that did not answer is left out for a while, if that is `certain`.
+    fn judge(&self, fetched: &[Fetched], certain: bool) {
         let counters = &self.shared.counters;
         let mut answered = false;
         for got in fetched {
@@ -352,7 +361,7 @@ impl Request {
         let now = self.shared.now();
         if answered {
             self.shared.peers.succeeded(now, self.owner);
-        } else if fair {
+        } else if certain {
             self.shared.peers.failed(now, self.owner);
         }
     }
@@ -360,7 +369,7 @@ impl Request {
     /// Fetched blocks become blocks of this node: new replicas for the cluster. The transport has
     /// verified their bytes, so they are pinned as they are. After a reset that came meanwhile they
     /// are not kept.
-    fn keep(&self, fetched: Vec<Fetched>, ran_out: bool) -> Landed {
+    fn keep(&self, fetched: Vec<Fetched>) -> Landed {
         let mut arrivals = Vec::with_capacity(fetched.len());
         let mut filled: Vec<(usize, WriteSlot, Checksum)> = Vec::new();
         for (index, got) in self.indices.iter().zip(fetched) {
@@ -383,7 +392,8 @@ impl Request {
         }
         Landed {
             arrivals,
-            ran_out,
+            ran_out: false,
+            silent: false,
             _pins: pins,
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flexkv_block::{BlockKey, Location, Tier};
 use flexkv_index::OwnerId;
-use flexkv_ports::{BlockView, BoxFuture, FetchOutcome, Loaded, ReadSlot};
+use flexkv_ports::{BlockView, BoxFuture, FetchOutcome, LoadLimits, Loaded, ReadSlot};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
@@ -80,18 +80,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        keys: Arc<[BlockKey]>,
-        deadline: Instant,
-        recompute: Option<Duration>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, keys: Arc<[BlockKey]>, limits: LoadLimits) -> Self {
         let blocks = keys.len();
+        let recompute = limits.recompute.map(|time| time.as_secs_f64());
         Self {
             shared,
             keys,
-            deadline,
-            recompute: recompute.map(|time| time.as_secs_f64()),
+            deadline: Instant::now() + limits.deadline,
+            recompute,
             pins: std::iter::repeat_with(|| None).take(blocks).collect(),
             fetched: vec![false; blocks],
             staged: vec![false; blocks],
@@ -443,15 +439,16 @@ impl Load {
         let Some(awaited) = self.awaited.remove(&id) else {
             return;
         };
-        let (arrivals, ran_out) = match &*awaited.fetch.landed.borrow() {
-            Some(landed) => (landed.arrivals.clone(), landed.ran_out),
-            None => (Vec::new(), false),
+        let (arrivals, ran_out, silent) = match &*awaited.fetch.landed.borrow() {
+            Some(landed) => (landed.arrivals.clone(), landed.ran_out, landed.silent),
+            None => (Vec::new(), false, true),
         };
         let lost = Arrival::Failed(FetchOutcome::Unreachable);
         let fetch = &awaited.fetch;
         // Another load's deadline is no reason to give an owner up.
         let hasty = fetch.rushed && ran_out;
-        if arrivals.iter().all(|arrival| *arrival == lost) && !(awaited.joined && hasty) {
+        let nothing = arrivals.iter().all(|arrival| *arrival == lost);
+        if nothing && silent && !(awaited.joined && hasty) {
             self.leave_out(fetch.owner);
         }
         let mut spare = Vec::new();

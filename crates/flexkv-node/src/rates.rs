@@ -25,6 +25,8 @@ struct State {
     bytes: f64,
     seconds: f64,
     measured: Option<Instant>,
+    /// When a fetch last brought anything.
+    delivered: Option<Instant>,
     /// When the last fetch ended.
     idle_since: Option<Instant>,
     in_flight: u64,
@@ -48,6 +50,11 @@ impl Link {
             rate: fresh.then(|| state.rate()),
             in_flight: state.in_flight,
         }
+    }
+
+    /// Whether anything came from it since then.
+    pub(crate) fn delivered_since(&self, then: Instant) -> bool {
+        self.lock().delivered.is_some_and(|at| at >= then)
     }
 
     /// Notes that `bytes` are asked for now.
@@ -100,6 +107,7 @@ impl Delivery {
         if bytes > 0 {
             let seconds = state.busy(self.begun);
             state.measure(bytes as f64, seconds);
+            state.delivered = Some(Instant::now());
         }
         state.idle_since = Some(Instant::now());
         drop(state);

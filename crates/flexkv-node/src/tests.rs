@@ -13,8 +13,8 @@ use flexkv_block::{BlockKey, Checksum, Location, NamespaceId, Tier};
 use flexkv_ports::conformance::{self, CacheUnderTest};
 use flexkv_ports::{
     BlockTier, Faults, FaultyTransport, Filled, HeapHub, HeapStagedTier, HeapStore, HeapTier,
-    HeapTransport, KvCache, LoadStatus, Loaded, Suspect, Ticket, TierShape, TransportFaults,
-    suspects,
+    HeapTransport, KvCache, LoadLimits, LoadStatus, Loaded, Suspect, Ticket, TierShape,
+    TransportFaults, suspects,
 };
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
@@ -182,7 +182,7 @@ impl TestNode {
     pub(crate) async fn load(&self, keys: &[BlockKey]) -> Loaded {
         let hit = self.node.match_prefix(keys).await.expect("match");
         self.node
-            .load(hit.ticket, hit.blocks, Duration::from_secs(5))
+            .load(hit.ticket, hit.blocks, Duration::from_secs(5).into())
             .await
             .expect("load");
         let loaded = self.node.wait(hit.ticket).await.expect("wait");
@@ -498,7 +498,7 @@ async fn releasing_a_running_load_gives_everything_back() {
     });
     let hit = b.node.match_prefix(&prompt).await.expect("match");
     b.node
-        .load(hit.ticket, 6, Duration::from_secs(60))
+        .load(hit.ticket, 6, Duration::from_secs(60).into())
         .await
         .expect("load");
     tokio::time::sleep(Duration::from_millis(10)).await;

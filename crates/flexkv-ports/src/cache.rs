@@ -52,6 +52,26 @@ pub struct Loaded {
     pub remote: usize,
 }
 
+/// What a load may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadLimits {
+    /// For how long it may go on.
+    pub deadline: Duration,
+    /// How long the engine takes to compute a block, if it knows: what would take longer to bring is
+    /// left to it. Never stopped for that reason if `None`.
+    pub recompute: Option<Duration>,
+}
+
+impl From<Duration> for LoadLimits {
+    /// A deadline alone.
+    fn from(deadline: Duration) -> Self {
+        Self {
+            deadline,
+            recompute: None,
+        }
+    }
+}
+
 /// Progress of a load.
 #[derive(Clone, Debug)]
 pub enum LoadStatus {
@@ -117,13 +137,13 @@ pub trait KvCache: Send + Sync + 'static {
         keys: &'a [BlockKey],
     ) -> BoxFuture<'a, Result<PrefixHit, CacheError>>;
 
-    /// Starts bringing the first `blocks` blocks of a match here, at most for `deadline`; what has
-    /// been verified by then is the result.
+    /// Starts bringing the first `blocks` blocks of a match here, within `limits`; what has been
+    /// verified by then is the result.
     fn load(
         &self,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: LoadLimits,
     ) -> BoxFuture<'_, Result<(), CacheError>>;
 
     /// How far a load is.

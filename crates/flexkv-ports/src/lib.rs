@@ -18,7 +18,8 @@ mod tier;
 mod transport;
 
 pub use cache::{
-    BlockView, CacheError, Filled, KvCache, LoadStatus, Loaded, PrefixHit, StoreGrant, Ticket,
+    BlockView, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, PrefixHit, StoreGrant,
+    Ticket,
 };
 pub use faulty::{Faults, FaultyStore, FaultyTransport, StoreFaults, TransportFaults};
 pub use futures_util::future::BoxFuture;

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use flexkv_block::BlockKey;
 use flexkv_engine::Attachment as Session;
-use flexkv_ports::{CacheError, KvCache as _, Loaded, Removals, Ticket};
+use flexkv_ports::{CacheError, KvCache as _, LoadLimits, Loaded, Removals, Ticket};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -81,10 +81,22 @@ impl Attachment {
     }
 
     /// Starts bringing the first blocks of a match here.
-    fn launch(&self, py: Python<'_>, ticket: u64, blocks: usize, deadline_s: f64) -> PyResult<()> {
-        let deadline = seconds("deadline_s", deadline_s)?;
+    #[pyo3(signature = (ticket, blocks, deadline_s, recompute_s=None))]
+    fn launch(
+        &self,
+        py: Python<'_>,
+        ticket: u64,
+        blocks: usize,
+        deadline_s: f64,
+        recompute_s: Option<f64>,
+    ) -> PyResult<()> {
+        let recompute = recompute_s.map(|time| seconds("recompute_s", time));
+        let limits = LoadLimits {
+            deadline: seconds("deadline_s", deadline_s)?,
+            recompute: recompute.transpose()?,
+        };
         self.wait_for(py, |session| {
-            Ok(session.steps()?.launch(Ticket(ticket), blocks, deadline))
+            Ok(session.steps()?.launch(Ticket(ticket), blocks, limits))
         })
     }
 

@@ -132,7 +132,7 @@ impl At<'_> {
         held.push(hit.ticket);
         let deadline = Duration::from_millis(rng.u64(1..1500));
         let pauses = self.cluster.pauses.times(self.name);
-        node.load(hit.ticket, hit.blocks, deadline)
+        node.load(hit.ticket, hit.blocks, deadline.into())
             .await
             .map_err(said)?;
         if dies(rng) {

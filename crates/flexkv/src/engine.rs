@@ -101,7 +101,8 @@ impl Engine {
     }
 
     async fn load(&self, ticket: Ticket, blocks: usize) -> Result<Loaded, CacheError> {
-        self.cache.load(ticket, blocks, self.load_deadline).await?;
+        let limits = self.load_deadline.into();
+        self.cache.load(ticket, blocks, limits).await?;
         self.cache.wait(ticket).await
     }
 

@@ -11,7 +11,7 @@ use flexkv_engine::wire::{
     HEADER_BYTES, Header, Hello, MAX_BODY_BYTES, RefusalCode, Refused, Reply, Request, VERSION,
     Welcome, WireError,
 };
-use flexkv_ports::{CacheError, PrefixHit, Removed, Ticket};
+use flexkv_ports::{CacheError, LoadLimits, PrefixHit, Removed, Ticket};
 
 use crate::Target;
 
@@ -62,13 +62,16 @@ fn again<T: PartialEq + Debug>(
 fn seeds() -> Vec<Vec<u8>> {
     let keys = || vec![BlockKey::from_u128(1), BlockKey::from_u128(2)].into();
     let ticket = Ticket(9);
-    let deadline = Duration::from_millis(20);
+    let limits = LoadLimits {
+        deadline: Duration::from_millis(20),
+        recompute: Some(Duration::from_micros(90)),
+    };
     let requests = [
         Request::Match { keys: keys() },
         Request::Load {
             ticket,
             blocks: 2,
-            deadline,
+            limits,
         },
         Request::Poll { ticket },
         Request::Wait { ticket },

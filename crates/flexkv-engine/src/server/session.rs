@@ -279,10 +279,10 @@ impl Session {
             Request::Load {
                 ticket,
                 blocks,
-                deadline,
+                limits,
             } => {
                 self.owned(ticket)?;
-                cache.load(ticket, blocks as usize, deadline).await?;
+                cache.load(ticket, blocks as usize, limits).await?;
                 Reply::Done
             }
             Request::Poll { ticket } => {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use flexkv_block::BlockKey;
-use flexkv_ports::{CacheError, Loaded, Ticket};
+use flexkv_ports::{CacheError, LoadLimits, Loaded, Ticket};
 use futures_util::future::join_all;
 
 use super::TwoStep;
@@ -85,10 +85,10 @@ impl TwoStep {
         &self,
         hit: &ShardsHit,
         blocks: usize,
-        deadline: Duration,
+        limits: impl Into<LoadLimits>,
     ) -> Result<(), CacheError> {
-        let blocks = blocks.min(hit.blocks);
-        let launch = |ticket: &Ticket| self.launch(*ticket, blocks, deadline);
+        let (blocks, limits) = (blocks.min(hit.blocks), limits.into());
+        let launch = |ticket: &Ticket| self.launch(*ticket, blocks, limits);
         let launched = join_all(hit.tickets.iter().map(launch)).await;
         launched.into_iter().collect()
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum};
-use flexkv_ports::{Filled, Ticket};
+use flexkv_ports::{Filled, LoadLimits, Ticket};
 
 use super::{Fields, WireError, narrow, part, put_frame, put_keys};
 
@@ -34,8 +34,8 @@ pub enum Request<'a> {
         ticket: Ticket,
         /// How many of its blocks.
         blocks: u32,
-        /// For how long at most; whole microseconds.
-        deadline: Duration,
+        /// What it may take; whole microseconds, those to compute a block at most 2^32 - 1.
+        limits: LoadLimits,
     },
     /// How far a load is.
     Poll {
@@ -95,12 +95,12 @@ impl Request<'_> {
             Self::Load {
                 ticket,
                 blocks,
-                deadline,
+                limits,
             } => put_frame(out, LOAD, id, |out| {
-                let micros = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+                let micros = u64::try_from(limits.deadline.as_micros()).unwrap_or(u64::MAX);
                 put_ticket(out, *ticket);
                 out.extend_from_slice(&blocks.to_le_bytes());
-                out.extend_from_slice(&[0; 4]);
+                out.extend_from_slice(&recompute_micros(limits).to_le_bytes());
                 out.extend_from_slice(&micros.to_le_bytes());
             }),
             Self::Poll { ticket } => put_frame(out, POLL, id, |out| put_ticket(out, *ticket)),
@@ -150,6 +150,12 @@ fn put_ticket(out: &mut Vec<u8>, ticket: Ticket) {
     out.extend_from_slice(&ticket.0.to_le_bytes());
 }
 
+/// Microseconds to compute a block; 0 if that is not known.
+fn recompute_micros(limits: &LoadLimits) -> u32 {
+    let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX).max(1);
+    limits.recompute.map_or(0, micros)
+}
+
 fn put_filled(out: &mut Vec<u8>, filled: &[Filled]) {
     out.extend_from_slice(&narrow(filled.len()).to_le_bytes());
     for slot in filled {
@@ -168,12 +174,15 @@ fn decode_load(body: &[u8]) -> Result<Request<'static>, WireError> {
     let mut fields = Fields::new("Load", body);
     let ticket = Ticket(fields.u64("ticket")?);
     let blocks = fields.u32("blocks")?;
-    fields.zero(4)?;
-    let deadline = Duration::from_micros(fields.u64("deadline")?);
+    let recompute = u64::from(fields.u32("recompute")?);
+    let limits = LoadLimits {
+        deadline: Duration::from_micros(fields.u64("deadline")?),
+        recompute: (recompute > 0).then(|| Duration::from_micros(recompute)),
+    };
     fields.end(Request::Load {
         ticket,
         blocks,
-        deadline,
+        limits,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flexkv_block::{Checksum, NamespaceId};
-use flexkv_ports::{CacheError, Filled, PrefixHit, Removed, Ticket};
+use flexkv_ports::{CacheError, Filled, LoadLimits, PrefixHit, Removed, Ticket};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,7 +31,15 @@ fn requests() -> Vec<Request<'static>> {
         Request::Load {
             ticket: TICKET,
             blocks: 7,
-            deadline: Duration::from_micros(1_500),
+            limits: Duration::from_micros(1_500).into(),
+        },
+        Request::Load {
+            ticket: TICKET,
+            blocks: 8,
+            limits: LoadLimits {
+                deadline: Duration::from_secs(2),
+                recompute: Some(Duration::from_micros(700)),
+            },
         },
         Request::Poll { ticket: TICKET },
         Request::Wait { ticket: TICKET },
@@ -250,9 +258,35 @@ fn malformed_fields_are_named() {
 
     let count = (MAX_ITEMS as u32 + 1).to_le_bytes();
     check(Request::decode(0x0010, &count), "1048577 items in `keys`");
-    let mut load = [0; 24];
-    load[12] = 1;
-    check(Request::decode(0x0011, &load), "Load: reserved");
+}
+
+#[test]
+fn the_time_to_compute_a_block_is_told_in_what_there_is_room_for() {
+    let told = |recompute| {
+        let limits = LoadLimits {
+            deadline: Duration::ZERO,
+            recompute,
+        };
+        let (ticket, blocks) = (TICKET, 1);
+        let request = Request::Load {
+            ticket,
+            blocks,
+            limits,
+        };
+        let mut frame = Vec::new();
+        request.encode(1, &mut frame);
+        match Request::decode(0x0011, &frame[12..]) {
+            Ok(Request::Load { limits, .. }) => limits.recompute,
+            other => panic!("{other:?}"),
+        }
+    };
+    let most = Duration::from_micros(u32::MAX.into());
+    assert_eq!(told(None), None);
+    assert_eq!(
+        told(Some(Duration::from_nanos(1))),
+        Some(Duration::from_micros(1))
+    );
+    assert_eq!(told(Some(Duration::MAX)), Some(most));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, NamespaceId};
 use flexkv_ports::{
-    BlockView, BoxFuture, CacheError, Filled, KvCache, LoadStatus, Loaded, Memory, MemorySlice,
-    PrefixHit, RemovalFeed, Removals, StoreGrant, Ticket,
+    BlockView, BoxFuture, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, Memory,
+    MemorySlice, PrefixHit, RemovalFeed, Removals, StoreGrant, Ticket,
 };
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -254,12 +254,12 @@ impl KvCache for TinyCache {
         &self,
         ticket: Ticket,
         blocks: usize,
-        deadline: Duration,
+        limits: LoadLimits,
     ) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(async move {
             match self.state().held.get_mut(&ticket) {
                 Some(Hold::Match { load, .. }) => {
-                    *load = Some((blocks, deadline));
+                    *load = Some((blocks, limits.deadline));
                     Ok(())
                 }
                 _ => Err(CacheError::UnknownTicket { ticket }),

@@ -48,7 +48,7 @@ fn plays_its_role() {
 async fn hold_everything(client: &EngineClient) {
     let hit = client.match_prefix(&keys(0..2)).await.expect("match");
     client
-        .load(hit.ticket, 2, Duration::from_secs(60))
+        .load(hit.ticket, 2, Duration::from_secs(60).into())
         .await
         .expect("load");
     client.wait(hit.ticket).await.expect("wait");

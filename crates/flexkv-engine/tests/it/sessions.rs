@@ -44,7 +44,7 @@ async fn one_engine_reads_what_another_stored() {
     drop(writer);
     let hit = reader.match_prefix(&keys(0..5)).await.expect("match");
     assert_eq!(hit.blocks, 4);
-    reader.load(hit.ticket, 4, LONG).await.expect("load");
+    reader.load(hit.ticket, 4, LONG.into()).await.expect("load");
     let loaded = reader.wait(hit.ticket).await.expect("wait");
     let bytes: Vec<_> = loaded
         .blocks
@@ -99,7 +99,7 @@ async fn a_wait_holds_up_no_other_request() {
     store(&client, 0..2).await;
     node.cache.set_loading(false);
     let hit = client.match_prefix(&keys(0..2)).await.expect("match");
-    client.load(hit.ticket, 2, LONG).await.expect("load");
+    client.load(hit.ticket, 2, LONG.into()).await.expect("load");
     let waiting = client.wait(hit.ticket);
     let others = async {
         for _ in 0..100 {
@@ -122,7 +122,7 @@ async fn a_load_ends_by_its_deadline() {
     node.cache.set_loading(false);
     let hit = client.match_prefix(&keys(0..2)).await.expect("match");
     let soon = Duration::from_millis(20);
-    client.load(hit.ticket, 2, soon).await.expect("load");
+    client.load(hit.ticket, 2, soon.into()).await.expect("load");
     let loaded = timeout(LONG, client.wait(hit.ticket)).await.expect("ends");
     assert_eq!(
         loaded.expect("wait").blocks.len(),
@@ -216,7 +216,7 @@ async fn a_session_ends_with_its_client_and_releases_everything() {
     let client = node.attach().await;
     store(&client, 0..2).await;
     let hit = client.match_prefix(&keys(0..2)).await.expect("match");
-    client.load(hit.ticket, 2, LONG).await.expect("load");
+    client.load(hit.ticket, 2, LONG.into()).await.expect("load");
     client.wait(hit.ticket).await.expect("wait");
     client.store(&keys(5..7), 0).await.expect("store");
     assert_eq!((node.cache.pins(), node.cache.granted()), (2, 2));
@@ -238,7 +238,7 @@ async fn a_node_that_shuts_down_is_gone_for_pending_and_later_calls() {
     store(&client, 0..2).await;
     node.cache.set_loading(false);
     let hit = client.match_prefix(&keys(0..2)).await.expect("match");
-    client.load(hit.ticket, 2, LONG).await.expect("load");
+    client.load(hit.ticket, 2, LONG.into()).await.expect("load");
     let pending = client.wait(hit.ticket);
     let shutdown = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -285,7 +285,7 @@ async fn limits_are_answered_by_name() {
 
     node.cache.set_loading(false);
     let hit = client.match_prefix(&keys(0..1)).await.expect("match");
-    client.load(hit.ticket, 1, LONG).await.expect("load");
+    client.load(hit.ticket, 1, LONG.into()).await.expect("load");
     let (first, second) = tokio::join!(client.wait(hit.ticket), async {
         let second = client.wait(hit.ticket).await;
         node.cache.set_loading(true);
@@ -459,7 +459,7 @@ async fn an_engine_that_takes_no_ends_of_loads_loses_its_session() {
     Request::Load {
         ticket,
         blocks: 0,
-        deadline: LONG,
+        limits: LONG.into(),
     }
     .encode(2, &mut requests);
     for id in 3..1003 {

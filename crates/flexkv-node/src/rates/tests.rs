@@ -52,6 +52,7 @@ async fn a_failure_tells_nothing_and_one_given_up_at_most_its_bytes() {
     tokio::time::advance(ms(1000)).await;
     failing.arrived(0);
     assert_eq!(link.speed().rate, None);
+    assert!(!link.delivered_since(Instant::now() - ms(1000)));
     let slow = link.begin(1000);
     tokio::time::advance(ms(2000)).await;
     drop(slow);
@@ -66,7 +67,9 @@ async fn a_failure_tells_nothing_and_one_given_up_at_most_its_bytes() {
 #[tokio::test(start_paused = true)]
 async fn an_old_rate_is_none() {
     let link = Arc::new(Link::default());
+    let begun = Instant::now();
     deliver(&link, 1000, ms(100)).await;
+    assert!(link.delivered_since(begun) && !link.delivered_since(Instant::now() + ms(1)));
     tokio::time::advance(FRESH).await;
     assert_eq!(link.speed().rate, None);
 }

@@ -153,7 +153,9 @@ async fn a_device_that_hangs_costs_no_more_than_the_deadline() {
     let (node, began) = (&a.node, Instant::now());
     let hit = node.match_prefix(&prompt).await.expect("match");
     let deadline = Duration::from_millis(300);
-    node.load(hit.ticket, 6, deadline).await.expect("load");
+    node.load(hit.ticket, 6, deadline.into())
+        .await
+        .expect("load");
     let Loaded { blocks, .. } = node.wait(hit.ticket).await.expect("wait");
     assert!(blocks.is_empty());
     assert!(began.elapsed() < 2 * deadline, "{:?}", began.elapsed());

@@ -21,9 +21,9 @@ impl TestNode {
     }
 
     /// Begins to load all of `keys` that exist.
-    async fn begin(&self, keys: &[BlockKey], deadline: Duration) -> Ticket {
+    async fn begin(&self, keys: &[BlockKey], limits: impl Into<LoadLimits>) -> Ticket {
         let hit = self.node.match_prefix(keys).await.expect("match");
-        let load = self.node.load(hit.ticket, hit.blocks, deadline).await;
+        let load = self.node.load(hit.ticket, hit.blocks, limits.into()).await;
         load.expect("load");
         hit.ticket
     }
@@ -356,4 +356,93 @@ async fn a_damaged_block_goes_even_while_it_is_read() {
     drop(reader);
     a.node.shared.core.free_doomed(&*a.tier);
     assert_eq!(a.tier.free_slots(), 18);
+}
+
+/// Limits of an engine that computes so many blocks a second.
+fn computing(blocks_per_second: f64) -> LoadLimits {
+    LoadLimits {
+        deadline: PATIENCE,
+        recompute: Some(Duration::from_secs_f64(1.0 / blocks_per_second)),
+    }
+}
+
+/// A reader of `blocks` blocks of one owner, from which it takes a thousand a second, and knows that.
+async fn acquainted(world: &World, blocks: u64) -> (TestNode, TestNode, Vec<BlockKey>) {
+    let owner = world.node_with("owner", 1024, large());
+    let reader = world.node_with("reader", 1024, large());
+    let (other, prompt) = (keys(7, 50), keys(1, blocks));
+    owner.store(&other, 0).await;
+    owner.store(&prompt, 0).await;
+    reader.sees(&other, 50).await;
+    reader.sees(&prompt, prompt.len()).await;
+    reader.slow_from("owner", 1000.0);
+    let ticket = reader.begin(&other, PATIENCE).await;
+    assert_eq!(reader.end(ticket).await.remote, 50);
+    (owner, reader, prompt)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_takes_longer_than_computing_is_not_begun_and_is_counted() {
+    let world = World::new();
+    let (_owner, reader, prompt) = acquainted(&world, 200).await;
+    let ticket = reader.begin(&prompt, computing(1500.0)).await;
+    assert!(reader.end(ticket).await.blocks.is_empty());
+    assert_eq!(reader.fetched_blocks(), 50, "nothing more");
+    assert_eq!(reader.counter("flexkv_stopped_loads_total", ""), 1);
+    assert_eq!(reader.counter("flexkv_stopped_blocks_total", ""), 200);
+    assert_eq!(reader.counter("flexkv_missed_blocks_total", "recompute"), 1);
+    let ticket = reader.begin(&prompt, computing(700.0)).await;
+    assert_eq!(reader.end(ticket).await.remote, 200);
+    assert_eq!(reader.counter("flexkv_stopped_loads_total", ""), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_being_told_how_fast_the_engine_is_no_fetch_is_stopped() {
+    let world = World::new();
+    let (_owner, reader, prompt) = acquainted(&world, 60).await;
+    reader.slow_from("owner", 20.0);
+    let ticket = reader.begin(&prompt, PATIENCE).await;
+    assert_eq!(reader.end(ticket).await.remote, 60);
+    assert_eq!(reader.counter("flexkv_stopped_loads_total", ""), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_is_stopped_when_its_owner_turns_slow_and_its_leading_part_is_kept() {
+    let world = World::new();
+    let (_owner, reader, prompt) = acquainted(&world, 400).await;
+    let began = Instant::now();
+    let ticket = reader.begin(&prompt, computing(500.0)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    reader.slow_from("owner", 1.0);
+    let loaded = reader.end(ticket).await;
+    // Computing all of it would take 0.8 s; the deadline is far away.
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(
+        (80..200).contains(&loaded.blocks.len()),
+        "{}",
+        loaded.blocks.len()
+    );
+    let left = 400 - loaded.blocks.len() as u64;
+    assert_eq!(reader.counter("flexkv_stopped_blocks_total", ""), left);
+    reader.is_quiet().await;
+    assert_eq!(reader.tier.usage().blocks, 50 + loaded.blocks.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_is_silent_is_waited_for_only_as_long_as_computing_takes() {
+    let world = World::new();
+    let (_owner, reader, prompt) = acquainted(&world, 40).await;
+    reader.slow_from("owner", 1e-9);
+    let began = Instant::now();
+    let ticket = reader.begin(&prompt, computing(500.0)).await;
+    assert!(reader.end(ticket).await.blocks.is_empty());
+    assert!(
+        began.elapsed() < Duration::from_millis(250),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -211,7 +211,7 @@ async fn knows_no_ticket_twice(test: &CacheUnderTest) {
         let unknown = CacheError::UnknownTicket { ticket };
         let cache = &test.cache;
         assert_eq!(cache.release(ticket).await, Err(unknown.clone()), "release");
-        let load = cache.load(ticket, 1, DEADLINE).await;
+        let load = cache.load(ticket, 1, DEADLINE.into()).await;
         assert_eq!(load, Err(unknown.clone()), "load");
         let poll = cache.poll(ticket).await.map(|_| "a status");
         assert_eq!(poll, Err(unknown.clone()), "poll");
@@ -323,7 +323,7 @@ impl CacheUnderTest {
     }
 
     async fn load(&self, ticket: Ticket, blocks: usize) -> Loaded {
-        let started = self.cache.load(ticket, blocks, DEADLINE).await;
+        let started = self.cache.load(ticket, blocks, DEADLINE.into()).await;
         started.expect("load");
         let waiting = timeout(DEADLINE + PATIENCE, self.cache.wait(ticket));
         let loaded = waiting.await.expect("a load ends by its deadline");

@@ -4,14 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use flexkv_block::{BlockKey, Location, NamespaceId};
 use futures_util::future::{BoxFuture, ready};
 
 use crate::{
-    BlockTier, BlockView, CacheError, Eviction, Filled, KvCache, LoadStatus, Loaded, PrefixHit,
-    ReadSlot, RemovalFeed, Removals, StoreGrant, Ticket, WriteSlot,
+    BlockTier, BlockView, CacheError, Eviction, Filled, KvCache, LoadLimits, LoadStatus, Loaded,
+    PrefixHit, ReadSlot, RemovalFeed, Removals, StoreGrant, Ticket, WriteSlot,
 };
 
 /// A [`KvCache`] in memory. Clones are the same cache.
@@ -240,7 +239,7 @@ impl KvCache for HeapCache {
         &self,
         ticket: Ticket,
         blocks: usize,
-        _deadline: Duration,
+        _limits: LoadLimits,
     ) -> BoxFuture<'_, Result<(), CacheError>> {
         Box::pin(ready(self.load_now(ticket, blocks)))
     }

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use flexkv_block::{Checksum, NamespaceId, Tier};
 use flexkv_ports::{
-    BlockTier, BoxFuture, HeapTier, LoadStatus, PrefixHit, RemovalFeed, Removals, StoreGrant,
-    TierShape, WriteSlot,
+    BlockTier, BoxFuture, HeapTier, LoadLimits, LoadStatus, PrefixHit, RemovalFeed, Removals,
+    StoreGrant, TierShape, WriteSlot,
 };
 
 use super::*;
@@ -91,7 +91,7 @@ impl KvCache for Scripted {
         }))
     }
 
-    fn load(&self, _: Ticket, _: usize, _: Duration) -> BoxFuture<'_, Result<(), CacheError>> {
+    fn load(&self, _: Ticket, _: usize, _: LoadLimits) -> BoxFuture<'_, Result<(), CacheError>> {
         ready(if self.fail_load {
             Err(CacheError::Gone {
                 reason: "scripted".into(),

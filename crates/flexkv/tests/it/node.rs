@@ -125,7 +125,7 @@ pub(crate) async fn load(engine: &EngineClient, keys: &[BlockKey]) -> (usize, us
     let mut loaded = (0, 0);
     if hit.blocks > 0 {
         engine
-            .load(hit.ticket, hit.blocks, Duration::from_secs(10))
+            .load(hit.ticket, hit.blocks, Duration::from_secs(10).into())
             .await
             .unwrap();
         let blocks = engine.wait(hit.ticket).await.unwrap();
@@ -190,7 +190,7 @@ async fn nodes_find_each_other_and_share_and_count_it() {
     }
     let granted = at_b.store(&self::keys(100, 3), 0).await.unwrap();
     let held = at_b.match_prefix(&keys).await.unwrap();
-    at_b.load(held.ticket, 8, Duration::from_secs(10))
+    at_b.load(held.ticket, 8, Duration::from_secs(10).into())
         .await
         .unwrap();
     at_b.wait(held.ticket).await.unwrap();

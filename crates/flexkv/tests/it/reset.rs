@@ -48,7 +48,10 @@ async fn load(engine: &EngineClient, keys: &[BlockKey]) -> (usize, usize) {
     let mut loaded = Loaded::default();
     if hit.blocks > 0 {
         let within = Duration::from_secs(10);
-        engine.load(hit.ticket, hit.blocks, within).await.unwrap();
+        engine
+            .load(hit.ticket, hit.blocks, within.into())
+            .await
+            .unwrap();
         loaded = engine.wait(hit.ticket).await.unwrap();
         assert_right(&loaded, keys);
     }
@@ -93,7 +96,7 @@ async fn a_namespace_is_dropped_while_others_read() {
     }
     // Pinned throughout: what an engine reads stays what it is.
     let hit = at_c.match_prefix(&old).await.unwrap();
-    at_c.load(hit.ticket, 32, Duration::from_secs(10))
+    at_c.load(hit.ticket, 32, Duration::from_secs(10).into())
         .await
         .unwrap();
     let held = at_c.wait(hit.ticket).await.unwrap();

@@ -29,9 +29,17 @@ class Fetch:
         self.ready_since: float | None = None
 
     @classmethod
-    def begin(cls, attachment: Any, keys: list[bytes], wanted: int, deadline_s: float) -> Fetch:
+    def begin(
+        cls,
+        attachment: Any,
+        keys: list[bytes],
+        wanted: int,
+        deadline_s: float,
+        recompute_s: float | None = None,
+    ) -> Fetch:
         """Looks the prefix up for every shard. Brings it here if it has more than `wanted` blocks
-        in all of them; otherwise the fetch holds nothing and has only told how many there are."""
+        in all of them, but nothing that would take longer than `recompute_s` a block; otherwise the
+        fetch holds nothing and has only told how many there are."""
         tickets: list[int] = []
         try:
             found = []
@@ -42,7 +50,7 @@ class Fetch:
             fetch = cls(attachment, tickets, found, deadline_s)
             if fetch.blocks > wanted:
                 for ticket in tickets:
-                    attachment.launch(ticket, fetch.blocks, deadline_s)
+                    attachment.launch(ticket, fetch.blocks, deadline_s, recompute_s)
             else:
                 fetch.release()
         except Exception:

@@ -80,6 +80,7 @@ class SchedulerRole:
             worker_reports=compat.reports_worker_metadata(),
             keeps_aborted=compat.keeps_blocks_of_aborted_loads(),
             workers=len(self._shape.shards),
+            recompute_tokens_per_second=self._config.recompute_tokens_per_second,
         )
 
     def _root(self, rank: int, stage: int, scope: namespace.Scope) -> tuple[str, bytes]:

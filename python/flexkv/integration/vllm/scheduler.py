@@ -17,6 +17,7 @@ from flexkv.integration.vllm.events import Announcer, Offer
 from flexkv.integration.vllm.fetch import Fetch
 from flexkv.integration.vllm.metrics import Counters, FlexKVStats
 from flexkv.integration.vllm.plan import Load, Plan, Report, Save
+from flexkv.integration.vllm.prefill import PrefillRate
 from flexkv.integration.vllm.requests import KEY_BYTES, KeysOf, Tracked
 
 logger = logging.getLogger("vllm.flexkv")
@@ -43,6 +44,7 @@ class Behaviour:
     worker_reports: bool = True
     keeps_aborted: bool = True
     workers: int = 1
+    recompute_tokens_per_second: float | None = None
 
 
 class SchedulerSide:
@@ -63,6 +65,7 @@ class SchedulerSide:
         self._jobs = itertools.count(1)
         self._steps = itertools.count(1)
         self._open: dict[int, tuple[str, Offer | None, list[int]]] = {}
+        self._prefill = PrefillRate(how.recompute_tokens_per_second)
         self._watched: Any = None
         self._idle = True
         self._patience_s = _STEP_WAIT_S
@@ -114,6 +117,7 @@ class SchedulerSide:
     def plan(self, output: Any) -> Plan:
         """What the workers do in the step that vLLM has just scheduled."""
         self._idle = output.total_num_scheduled_tokens == 0
+        self._prefill.scheduled(output.total_num_scheduled_tokens, time.monotonic())
         self._patience_s = _STEP_WAIT_S
         plan = Plan(number=next(self._steps), idle=self._idle)
         plan.flush = self._preempted(output)
@@ -237,7 +241,10 @@ class SchedulerSide:
         size = self._how.tokens_per_block
         self._counters.add("lookups")
         self._counters.add("lookup_tokens", (limit - tracked.local) * size)
-        fetch = Fetch.begin(attachment, keys, tracked.local, self._how.fetch_deadline_s)
+        rate = self._prefill.tokens_per_second()
+        recompute_s = None if rate is None else size / rate
+        deadline_s = self._how.fetch_deadline_s
+        fetch = Fetch.begin(attachment, keys, tracked.local, deadline_s, recompute_s)
         self._announcer.missing(keys[0][fetch.blocks * KEY_BYTES :])
         if fetch.blocks <= tracked.local:
             tracked.kept = fetch.blocks
