@@ -368,6 +368,13 @@ impl Failure {
     }
 }
 
+impl From<LinkError> for Failure {
+    fn from(error: LinkError) -> Self {
+        let excused = false;
+        Self { error, excused }
+    }
+}
+
 /// A lane whose connection a caller's thread works with. It is free again when this is dropped.
 struct Lent<'a> {
     peer: &'a Arc<Peer>,
@@ -508,10 +515,7 @@ impl Worker {
             batch.fail_rest();
             return Ok(());
         }
-        self.connect().map_err(|error| Failure {
-            error,
-            excused: false,
-        })?;
+        self.connect()?;
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
@@ -545,14 +549,11 @@ impl Worker {
 
     /// Tells the owner, through a new connection if the old one has ended.
     fn report(&mut self, suspects: &[Suspect]) -> Result<(), Failure> {
-        let told = self.connect().and_then(|()| match &mut self.connection {
-            Some(connection) => connection.report(suspects, until(self.peer.config.open_time)),
-            None => Ok(()),
-        });
-        told.map_err(|error| Failure {
-            error,
-            excused: false,
-        })
+        self.connect()?;
+        if let Some(connection) = &mut self.connection {
+            connection.report(suspects, until(self.peer.config.open_time))?;
+        }
+        Ok(())
     }
 
     /// Opens the connection. Its time does not depend on the batch, whose deadline may be short:
