@@ -7,14 +7,16 @@ use super::*;
 use crate::log::{Entry, EntryPlace};
 
 impl Publisher {
-    /// Gives up the current log and everything queued; the next checkpoint carries it all.
+    /// Gives up the current log and everything queued but what is under way; the next checkpoint
+    /// carries it all.
     pub(super) fn close(&mut self) {
         self.phase = Phase::Closed;
         self.batch = Batch::default();
         self.checkpoint = None;
-        if self.flight.is_none() {
-            self.steps.clear();
-        }
+        self.steps.truncate(match self.flight {
+            Some(Flight::Steps(n)) => n,
+            Some(Flight::Renewal(_)) | None => 0,
+        });
     }
 
     /// Unplanned: makes a new log, with an empty entry.

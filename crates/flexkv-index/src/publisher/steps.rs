@@ -59,6 +59,15 @@ impl Steps {
         *self = Self::default();
     }
 
+    /// Drops all but the leading `n` steps.
+    pub(super) fn truncate(&mut self, n: usize) {
+        let dropped = self.queue.drain(n.min(self.queue.len())..);
+        self.delta_bytes -= dropped
+            .map(|step| Self::delta_bytes_of(&step))
+            .sum::<usize>();
+        self.repeat = None;
+    }
+
     /// The leading `n` steps were tried and must be tried again as they were.
     pub(super) fn repeat(&mut self, n: usize) {
         self.repeat = Some(n);

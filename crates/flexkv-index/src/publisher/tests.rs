@@ -352,6 +352,36 @@ fn changes_beyond_the_limit_become_a_checkpoint() {
     assert!(publisher.is_settled());
 }
 
+#[test]
+fn what_runs_over_while_the_store_is_slow_is_dropped_at_once() {
+    let limit = 1 << 10;
+    let mut publisher = settled(PublisherConfig {
+        max_queue_bytes: limit,
+        ..PublisherConfig::default()
+    });
+    publisher.stored(MS, None, &[1], &[at(1)]);
+    let slow = publisher.poll(3 * MS, &Unasked);
+    assert!(
+        matches!(slow, Some(PublishAction::Append { .. })),
+        "{slow:?}"
+    );
+    let under_way = publisher.queued_bytes();
+    // More than one entry holds, while the store has not answered yet.
+    let fingerprints: Vec<u64> = (2..10_000).collect();
+    let locations: Vec<_> = (2..10_000).map(at).collect();
+    publisher.stored(4 * MS, Some(1), &fingerprints, &locations);
+    assert_eq!(publisher.stats().overflows, 1);
+    assert_eq!(publisher.queued_bytes(), under_way);
+    publisher.handle(5 * MS, PublishOutcome::Done);
+    assert_eq!(publisher.queued_bytes(), 0);
+    let actions = drain(&mut publisher, 6 * MS, &Live(10_000));
+    assert_eq!(
+        summary(&actions)[..2],
+        ["create 2: c0@5", "renew 2: epoch 2"]
+    );
+    assert!(publisher.is_settled());
+}
+
 /// A share of the store that pays for an entry of one block in `pause`.
 fn share_with_pause(pause: Duration) -> Share {
     let mut share = Share::alone(1_000_000);
