@@ -25,8 +25,11 @@ pub const TARGETS: &[Target] = &[
     targets::config::TARGET,
     targets::delta_log::TARGET,
     targets::follower::TARGET,
+    targets::greeting::TARGET,
     targets::local_protocol::TARGET,
     targets::node_record::TARGET,
+    targets::redis_reply::TARGET,
+    targets::reset_request::TARGET,
     targets::tcp_wire::TARGET,
     targets::trace::TARGET,
 ];

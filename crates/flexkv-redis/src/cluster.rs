@@ -44,7 +44,7 @@ struct State {
 }
 
 /// First and last slot of a range, and who has it.
-type Slots = Vec<(u16, u16, Server)>;
+pub(crate) type Slots = Vec<(u16, u16, Server)>;
 
 impl Cluster {
     /// A cluster of which `seeds` are known. Connects when it is needed.
@@ -165,7 +165,7 @@ fn find(slots: &Slots, slot: u16) -> Option<Server> {
 
 /// The answer of CLUSTER SLOTS: for each range the first slot, the last, and who has it, its master
 /// first. A master without an address is at that of `asked`.
-fn parse(answer: Value, asked: &Server) -> Option<Slots> {
+pub(crate) fn parse(answer: Value, asked: &Server) -> Option<Slots> {
     let Value::Array(ranges) = answer else {
         return None;
     };

@@ -7,6 +7,7 @@
 //! This crate knows names and bytes. What a record or a log entry says is none of its business,
 //! and it never holds KV bytes.
 
+pub mod answers;
 mod cluster;
 mod config;
 mod error;

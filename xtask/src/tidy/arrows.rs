@@ -108,6 +108,8 @@ const ARROWS: &[Arrow] = &[
         &[
             "flexkv",
             "flexkv-engine",
+            "flexkv-handshake",
+            "flexkv-redis",
             "flexkv-tcp",
             "flexkv-handshake",
             "flexkv-index",
