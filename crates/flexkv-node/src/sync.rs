@@ -176,6 +176,7 @@ async fn follow(shared: Arc<Shared>, store: Arc<dyn MetadataStore>) {
                 Ok(members) => {
                     let members = reset::heed(&shared, &*store, members).await;
                     apply_members(&shared, members);
+                    sweep(&shared).await;
                 }
                 Err(error) => complain(&shared, &error),
             }
@@ -252,7 +253,6 @@ fn apply_members(shared: &Shared, members: Vec<Member>) {
         follower, writer, ..
     } = &mut *state;
     follower.members(shared.now(), &members, writer);
-    writer.sweep(SWEEP_SEGMENTS);
     settle(shared, &mut state);
     show_peers(shared, &mut state);
 }
@@ -276,6 +276,14 @@ async fn apply_reads(shared: &Shared, reads: Vec<LogRead>) {
         }
     }
     end_turn(shared);
+    sweep(shared).await;
+}
+
+/// Sweeps until nothing of removed peers is left: there may be no news for long.
+async fn sweep(shared: &Shared) {
+    while !shared.core.lock().writer.sweep(SWEEP_SEGMENTS) {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn apply_part(shared: &Shared, log: &str, entries: &[(u64, Bytes)]) {
