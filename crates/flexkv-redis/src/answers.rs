@@ -17,8 +17,8 @@ use crate::{cluster, reply};
 pub struct Understood {
     /// A script's yes or no.
     pub flag: Option<bool>,
-    /// SMEMBERS on the set of leases: their keys.
-    pub leases: Option<Vec<String>>,
+    /// The script that tells what changed among the leases: keys of those that came or changed, and of those that went.
+    pub leases: Option<(Vec<String>, Vec<String>)>,
     /// MGET of as many keys as the answer has values.
     pub records: Option<Vec<Option<Bytes>>>,
     /// XREAD.
@@ -41,7 +41,9 @@ pub fn understand(answer: &Value, cluster: &str, asked: &str) -> Understood {
     let named = |(first, last, server): (u16, u16, Server)| (first, last, server.to_string());
     Understood {
         flag: reply::flag(answer).ok(),
-        leases: reply::lease_keys(answer.clone()).ok(),
+        leases: reply::news(answer.clone())
+            .ok()
+            .map(|news| (news.changed, news.gone)),
         records: reply::values(answer.clone(), count).ok(),
         logs: reply::logs(answer.clone(), &keys).ok(),
         slots: slots.map(|slots| slots.into_iter().map(named).collect()),

@@ -104,7 +104,8 @@ fn seeds() -> Vec<Vec<u8>> {
         array(vec![number(0), number(100), master]),
         array(vec![number(101), number(200), nameless]),
     ]);
-    let leases = array(vec![text("flexkv:{fuzz:0}:lease:a"), text("b"), vec![0]]);
+    let came = array(vec![text("flexkv:{fuzz:0}:lease:a"), text("b"), vec![0]]);
+    let leases = array(vec![text("7"), came, array(vec![])]);
     let flags = [number(0), number(1), vec![0]];
     logs.chain(flags).chain([slots, leases]).collect()
 }
