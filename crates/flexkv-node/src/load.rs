@@ -326,10 +326,9 @@ impl Load {
                 awaited.places.extend(places);
                 continue;
             }
-            let mut landed = fetch.landed.clone();
+            let landing = fetch.landing.clone();
             self.landings.push(Box::pin(async move {
-                // It fails only if nobody waits for the fetch any more.
-                let _ = landed.wait_for(Option::is_some).await;
+                landing.ended().await;
                 id
             }));
             let joined = claim.started != Some(id);
@@ -439,7 +438,7 @@ impl Load {
         let Some(awaited) = self.awaited.remove(&id) else {
             return;
         };
-        let (arrivals, ran_out, silent) = match &*awaited.fetch.landed.borrow() {
+        let (arrivals, ran_out, silent) = match awaited.fetch.landing.landed() {
             Some(landed) => (landed.arrivals.clone(), landed.ran_out, landed.silent),
             None => (Vec::new(), false, true),
         };

@@ -129,6 +129,7 @@ pub(crate) async fn run(shared: Arc<Shared>, staged: Arc<dyn StagedTier>) {
             .increment(shared.core.take_missed());
         let more = shared.core.unwritten.notified();
         tokio::select! {
+            biased;
             Some(ended) = open.next(), if !open.is_empty() => settle(&shared, &ended),
             () = more, if open.len() < lanes => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
