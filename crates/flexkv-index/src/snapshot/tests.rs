@@ -2,6 +2,7 @@
 
 mod beside_writer;
 mod model;
+mod size;
 
 use std::collections::BTreeSet;
 
