@@ -125,7 +125,7 @@ async fn unfit_nodes_are_refused_by_name() {
         ..welcome()
     };
     for (welcome, file, reason) in [
-        (newer, Some(memfd(true)), "it speaks version 2"),
+        (newer, Some(memfd(true)), "it speaks version 3"),
         (longer, Some(memfd(true)), "8192 bytes instead of 16384"),
         (no_block, Some(memfd(true)), "blocks of 0 bytes"),
         (huge_block, Some(memfd(true)), "blocks of 8193 bytes"),
