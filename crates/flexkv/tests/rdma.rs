@@ -3,6 +3,8 @@
 //!
 //! Needs the feature `rdma` and a device; `cargo xtask rdma` runs it in a virtual machine.
 
+#![cfg(feature = "rdma")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
