@@ -1,6 +1,7 @@
 //! [`MetadataStore`](flexkv_ports::MetadataStore) on Redis or Valkey, and a private server to try it on.
 //!
-//! Leases are strings that expire, logs are streams that expire, members are a set of lease keys.
+//! Leases are strings that expire, logs are streams that expire, members are a sorted set of lease
+//! keys with the number of their last change.
 //! Every command has a time-out. A lost connection is opened again for ever; until it is, calls
 //! fail at once instead of queueing. `docs/protocol.md` lists each key and command.
 //!
