@@ -2,7 +2,7 @@
 //!
 //! Only the writer uses it, so it may move its entries as it likes. An entry is 48 bits and holds 13
 //! bits of the fingerprint's hash, in addition to its shard; whoever asks compares the fingerprint
-//! in the segment. Many small shards that grow by a tenth, so that none takes long and few slots
+//! in the segment. Many small shards that grow by a sixteenth, so that none takes long and few slots
 //! are empty.
 
 use std::hint::black_box;
@@ -187,7 +187,7 @@ impl BlockTable {
         let full = (shard.used as usize + 1) * 100 > shard.homes as usize * FULL_PERCENT;
         if full || !shard.put(place, slot(tag, at)) {
             self.slots -= shard.slots.len();
-            shard.resize(shard.homes as usize + shard.homes as usize / 10 + 4);
+            shard.resize(shard.homes as usize + shard.homes as usize / 16 + 4);
             self.slots += shard.slots.len();
             place = shard.search(tag, |_| false).unwrap_or_else(|place| place);
             let put = shard.put(place, slot(tag, at));

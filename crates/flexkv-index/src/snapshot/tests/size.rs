@@ -36,3 +36,75 @@ fn a_replica_that_nobody_shares_takes_32_bytes() {
     let all = [long, chats, short];
     assert!(all.iter().all(|bytes| *bytes <= 32.0), "{all:.1?} bytes");
 }
+
+/// Prompts of which one owner holds all and another one the first half.
+struct Shared {
+    writer: SnapshotWriter,
+    owners: [OwnerId; 2],
+    prompts: Vec<Vec<u64>>,
+}
+
+const LONG: usize = 2048;
+const RUN: usize = 32;
+
+impl Shared {
+    fn new(replicas: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let (mut writer, _reader) = snapshot();
+        let owners = [live_owner(&mut writer), live_owner(&mut writer)];
+        let mut prompt = || std::iter::repeat_with(|| rng.u64(..)).take(LONG).collect();
+        let prompts = replicas / (LONG * 3 / 2);
+        let prompts = (0..prompts).map(|_| prompt()).collect();
+        Self {
+            writer,
+            owners,
+            prompts,
+        }
+    }
+
+    fn add(&mut self, prompts: std::ops::Range<usize>) {
+        let [all, half] = self.owners;
+        for start in (0..LONG).step_by(RUN) {
+            for prompt in &self.prompts[prompts.clone()] {
+                let run = &prompt[start..start + RUN];
+                let parent = start.checked_sub(1).map(|at| prompt[at]);
+                for owner in [all].into_iter().chain((start < LONG / 2).then_some(half)) {
+                    let places = locations(owner, run);
+                    self.writer.add_run(owner, parent, run, &places);
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, prompt: usize) {
+        let [all, half] = self.owners;
+        for run in self.prompts[prompt].rchunks(RUN) {
+            self.writer.remove(all, run);
+            self.writer.remove(half, run);
+        }
+    }
+
+    fn bytes_a_replica(&self) -> f64 {
+        let stats = self.writer.stats();
+        stats.bytes as f64 / stats.replicas as f64
+    }
+}
+
+#[test]
+fn a_replica_of_a_shared_block_takes_20_bytes_also_when_all_was_replaced() {
+    let mut shared = Shared::new(1_000_000);
+    let prompts = shared.prompts.len();
+    for first in (0..prompts).step_by(AT_ONCE) {
+        shared.add(first..prompts.min(first + AT_ONCE));
+    }
+    let fresh = shared.bytes_a_replica();
+    for prompt in 0..prompts {
+        shared.remove(prompt);
+        shared.add(prompt..prompt + 1);
+    }
+    let replaced = shared.bytes_a_replica();
+    assert!(
+        fresh <= 20.0 && replaced <= 20.0,
+        "{fresh:.2} and {replaced:.2} bytes"
+    );
+}
