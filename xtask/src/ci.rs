@@ -2,13 +2,14 @@
 //!
 //! Knows the order of the steps; what a step does is its own module's.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::shell::{self, Run, say};
-use crate::{bench, fuzz, it, python, sim, tidy, tools, vllm};
+use crate::{bench, fuzz, it, python, rdma, sim, tidy, tools, vllm};
 
 /// Runs all that CI runs, in order, and stops at the first failure.
 ///
@@ -36,6 +37,8 @@ enum Work {
     Command(Run),
     /// Calls a function; the text says what to type for it alone.
     Call(&'static str, fn() -> Result<()>),
+    /// The same, if the machine is one on which it can be done: else the function says why not.
+    Where(&'static str, fn() -> Result<Option<String>>),
 }
 
 struct Step {
@@ -80,6 +83,10 @@ fn steps() -> Vec<Step> {
             Run::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings"),
         ),
         command("it", it::all()),
+        Step {
+            name: "rdma",
+            work: Work::Where("cargo xtask rdma", rdma::in_ci),
+        },
         call("python", "cargo xtask python", python::short),
         call("vllm", "cargo xtask vllm --short", vllm::short),
         command("smoke", bench::smoke()),
@@ -91,6 +98,7 @@ fn steps() -> Vec<Step> {
 fn tools() -> Result<()> {
     tools::REDIS.ensure()?;
     tools::FAKETIME.ensure()?;
+    tools::IPROUTE.ensure()?;
     tools::CXX.ensure()?;
     tools::python()
 }
@@ -131,23 +139,32 @@ fn select(all: Vec<Step>, wanted: &[String]) -> Result<Vec<Step>> {
 /// How the run went: the duration of every step that ran, and why the last of them failed.
 struct Report {
     took: Vec<Duration>,
+    /// Which of them could not be done here, and why.
+    left_out: BTreeMap<usize, String>,
     failure: Option<String>,
 }
 
 fn perform(steps: &[Step]) -> Report {
     let mut report = Report {
         took: Vec::new(),
+        left_out: BTreeMap::new(),
         failure: None,
     };
     for (i, step) in steps.iter().enumerate() {
         say(&format!("\n==> [{}/{}] {}", i + 1, steps.len(), step.name));
         let (result, took) = shell::timed(|| step.run());
         report.took.push(took);
-        if let Err(error) = result {
-            report.failure = Some(format!("{error:#}"));
-            break;
+        match result {
+            Ok(None) => say(&format!("<== {} passed in {}", step.name, seconds(took))),
+            Ok(Some(why)) => {
+                say(&format!("<== {} LEFT OUT: {why}", step.name));
+                report.left_out.insert(i, why);
+            }
+            Err(error) => {
+                report.failure = Some(format!("{error:#}"));
+                break;
+            }
         }
-        say(&format!("<== {} passed in {}", step.name, seconds(took)));
     }
     report
 }
@@ -156,14 +173,19 @@ impl Step {
     fn describe(&self) -> String {
         match &self.work {
             Work::Command(run) => run.to_string(),
-            Work::Call(text, _) => (*text).to_owned(),
+            Work::Call(text, _) | Work::Where(text, _) => (*text).to_owned(),
         }
     }
 
-    fn run(&self) -> Result<()> {
+    /// Does it, or says why that cannot be done here.
+    fn run(&self) -> Result<Option<String>> {
         match &self.work {
-            Work::Command(run) => run.run(),
+            Work::Command(run) => run.run().map(|()| None),
             Work::Call(text, function) => {
+                say(&format!("$ {text}"));
+                function().map(|()| None)
+            }
+            Work::Where(text, function) => {
                 say(&format!("$ {text}"));
                 function()
             }
@@ -175,11 +197,12 @@ impl Report {
     /// The summary: a row per step, why it stopped, and the count alone in the last line.
     fn lines(&self, steps: &[Step]) -> Vec<String> {
         let failed = usize::from(self.failure.is_some());
-        let passed = self.took.len() - failed;
+        let done = self.took.len() - failed;
         let mut lines = vec![String::new()];
         for (i, step) in steps.iter().enumerate() {
             let (outcome, took) = match self.took.get(i) {
-                Some(took) if i < passed => ("passed", seconds(*took)),
+                Some(took) if self.left_out.contains_key(&i) => ("LEFT OUT", seconds(*took)),
+                Some(took) if i < done => ("passed", seconds(*took)),
                 Some(took) => ("FAILED", seconds(*took)),
                 None => ("not run", String::new()),
             };
@@ -187,13 +210,21 @@ impl Report {
         }
         let total = self.took.iter().sum();
         lines.push(format!("{:10} {:8} {:>9}", "all", "", seconds(total)));
-        if let (Some(failure), Some(step)) = (&self.failure, steps.get(passed)) {
+        for (i, why) in &self.left_out {
+            lines.push(format!("\nstep `{}` was left out: {why}", steps[*i].name));
+        }
+        if let (Some(failure), Some(step)) = (&self.failure, steps.get(done)) {
             lines.push(format!(
                 "\nstep `{}` failed: {failure}\nrun it alone by: cargo xtask ci {}\n",
                 step.name, step.name
             ));
         }
-        lines.push(format!("{passed} passed, {failed} failed"));
+        let left_out = match self.left_out.len() {
+            0 => String::new(),
+            count => format!("{count} left out, "),
+        };
+        let passed = done - self.left_out.len();
+        lines.push(format!("{passed} passed, {left_out}{failed} failed"));
         lines
     }
 }

@@ -5,13 +5,14 @@
 use anyhow::Result;
 
 use crate::shell::Run;
-use crate::tools::{FAKETIME, REDIS};
+use crate::tools::{FAKETIME, IPROUTE, REDIS};
 
 /// Runs the integration suites: several processes, a real Redis.
 ///
 /// Every crate's suite is its test target `it` (`crates/*/tests/it`). The suites start and stop
-/// their own `redis-server` on free ports, and give nodes other clocks by `faketime`; programs that
-/// are missing are installed with apt where that is allowed.
+/// their own `redis-server` on free ports, give nodes other clocks by `faketime`, and networks of their
+/// own by `ip` and `tc`; programs that are missing are installed with apt where that is allowed. A
+/// machine that allows no network namespaces fails the tests of partitions, which say so.
 ///
 ///   cargo xtask it                        all suites
 ///
@@ -33,6 +34,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     REDIS.ensure()?;
     FAKETIME.ensure()?;
+    IPROUTE.ensure()?;
     command(args).run()
 }
 

@@ -27,6 +27,8 @@ use crate::{python, tools};
 /// passes if the machine says so on its console: a test that fails, a kernel that panics and a machine
 /// that hangs all fail, and the console is printed.
 ///
+/// It is a step of `cargo xtask ci`, but on machines that are no Debian on x86-64 CI leaves it out and says so.
+///
 ///   cargo xtask rdma                 all tests in one machine: owners and readers share the device
 ///
 ///   cargo xtask rdma -- processes    only tests of this name, with arguments for the test runner
@@ -48,19 +50,36 @@ pub(crate) struct Args {
     #[arg(long)]
     fresh: bool,
     /// The longest that a machine may run, in seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(long, default_value_t = PATIENCE, value_name = "SECONDS")]
     patience: u64,
     /// Arguments for the test runner
     #[arg(last = true, conflicts_with_all = ["two", "canary"])]
     rest: Vec<String>,
 }
 
+/// The longest that a machine may run, in seconds.
+const PATIENCE: u64 = 300;
 /// What a machine does once it is up; words of its command line.
 const TEST: &str = "flexkv=test";
 /// The test that must fail where a mistake is planted.
 const PLANTED: &str = "faults::a_flipped_bit_is_found_wherever_it_is";
 /// How long a machine that was told to hang may do so.
 const HANGING: Duration = Duration::from_secs(60);
+
+/// As CI runs it: says why not where the machine cannot be had.
+pub(crate) fn in_ci() -> Result<Option<String>> {
+    if let Some(why) = packages::unavailable() {
+        return Ok(Some(why));
+    }
+    run(&Args {
+        two: false,
+        canary: false,
+        fresh: false,
+        patience: PATIENCE,
+        rest: Vec::new(),
+    })?;
+    Ok(None)
+}
 
 /// Builds, boots and judges.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -72,6 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn perform(args: &Args) -> Result<()> {
     let step = |name: &str, took: Duration| say(&format!("{name:10} {:.1} s", took.as_secs_f64()));
+    tools::XZ.ensure()?;
     let cache = python::cache()?.join("rdma");
     let (kit, took) = shell::timed(|| Kit::find_or_fetch(&cache, args.fresh));
     let kit = kit?;

@@ -154,9 +154,12 @@ pub(crate) fn find_in(path: &OsStr, program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Where `program` lies in `PATH`.
+/// Where `program` lies in `PATH`, or where Debian has programs of its administrators, which are not in
+/// everybody's path.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    find_in(&std::env::var_os("PATH")?, program)
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let administrators = OsStr::new("/usr/sbin:/sbin");
+    find_in(&path, program).or_else(|| find_in(administrators, program))
 }
 
 /// The directory that cargo builds into.

@@ -30,6 +30,13 @@ pub(crate) const FAKETIME: Tool = Tool {
     needed_by: "the integration suites",
 };
 
+/// Joins the network namespaces of the integration suites, and parts them.
+pub(crate) const IPROUTE: Tool = Tool {
+    program: "tc",
+    package: "iproute2",
+    needed_by: "the integration suites",
+};
+
 /// What one stream of TCP can carry.
 pub(crate) const IPERF3: Tool = Tool {
     program: "iperf3",
@@ -49,6 +56,13 @@ pub(crate) const CMAKE: Tool = Tool {
     program: "cmake",
     package: "cmake",
     needed_by: "the RDMA transport",
+};
+
+/// Unpacks the kernel of the machine that the RDMA transport is tested in.
+pub(crate) const XZ: Tool = Tool {
+    program: "xz",
+    package: "xz-utils",
+    needed_by: "the tests of the RDMA transport",
 };
 
 /// Reads the declarations of libibverbs: a library, not a program.
@@ -105,10 +119,8 @@ impl Tool {
     }
 
     fn installation(&self, installer: Installer) -> Result<[Run; 2]> {
-        let apt = match installer {
-            Installer::Apt => Run::new("apt-get"),
-            Installer::SudoApt => Run::new("sudo").args(["-n", "apt-get"]),
-            Installer::None => bail!("{}", self.missing()),
+        let Some(apt) = apt(installer) else {
+            bail!("{}", self.missing())
         };
         let quiet = |run: Run| run.env("DEBIAN_FRONTEND", "noninteractive");
         Ok([
@@ -193,6 +205,22 @@ fn new_enough(version: u32) -> Result<()> {
 
 fn dotted(version: u32) -> String {
     format!("{}.{}", version / 100, version % 100)
+}
+
+/// Brings the lists of packages up to date, if that is allowed here.
+pub(crate) fn update() -> Result<()> {
+    match apt(installer()?) {
+        Some(apt) => apt.args(["-qq", "update"]).run(),
+        None => Ok(()),
+    }
+}
+
+fn apt(installer: Installer) -> Option<Run> {
+    match installer {
+        Installer::Apt => Some(Run::new("apt-get")),
+        Installer::SudoApt => Some(Run::new("sudo").args(["-n", "apt-get"])),
+        Installer::None => None,
+    }
 }
 
 fn installer() -> Result<Installer> {

@@ -5,7 +5,6 @@
 
 mod address;
 mod link;
-mod report;
 mod server;
 mod socket;
 mod transport;

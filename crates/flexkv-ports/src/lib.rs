@@ -11,6 +11,7 @@ mod faulty;
 mod heap;
 mod memory;
 mod metadata;
+mod remembered;
 mod removals;
 mod staged;
 mod suspects;
@@ -28,6 +29,7 @@ pub use heap::{
 };
 pub use memory::{Memory, MemorySlice, PastCaches, copy_past_caches};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
+pub use remembered::Remembered;
 pub use removals::{RemovalFeed, Removals, Removed};
 pub use staged::{ReadRefusal, StagedBlock, StagedRead, StagedTier, Stager, WriteRefusal};
 pub use suspects::{Suspect, SuspectReceiver, SuspectSender, suspects};

@@ -10,6 +10,7 @@ use flexkv_handshake::{
     Answering, Asking, CONFIRM_BYTES, Credential, Failed, GreetError, HELLO_BYTES, PROOF_BYTES,
     Refusal, Refusals, Terms, VERDICT_BYTES, WELCOME_BYTES,
 };
+use flexkv_ports::{Suspect, SuspectSender};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -124,10 +125,29 @@ async fn turn_away(stream: &mut TcpStream, failed: Failed, refusals: &Refusals) 
     }
 }
 
-/// Waits until the other side has gone, or says what it has no right to say.
-pub(crate) async fn ended(stream: &mut TcpStream) {
-    // Whatever comes of it is an end.
-    let _ = stream.read(&mut [0]).await;
+/// Passes on what the reader reports, until it has gone, or says something else.
+pub(crate) async fn heed(stream: &mut TcpStream, suspects: Option<&SuspectSender>) {
+    while let Ok(bytes) = receive::<{ Suspect::BYTES }>(stream).await {
+        let Some(suspect) = Suspect::decode(&bytes) else {
+            return;
+        };
+        if let Some(suspects) = suspects {
+            suspects.tell(suspect);
+        }
+    }
+}
+
+/// Waits until the owner has gone, or says what it has no right to say.
+pub(crate) async fn ended(stream: &TcpStream) {
+    loop {
+        if stream.readable().await.is_err() {
+            return;
+        }
+        match stream.try_read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
 }
 
 async fn receive<const N: usize>(stream: &mut TcpStream) -> io::Result<[u8; N]> {

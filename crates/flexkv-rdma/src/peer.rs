@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flexkv_ports::Suspect;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -48,11 +49,17 @@ pub(crate) struct Peer {
 
 #[derive(Default)]
 struct State {
-    queue: Option<Arc<Queue>>,
+    connected: Option<Connected>,
     failures: u32,
     retry_at: Option<Instant>,
     /// Why the last attempt, or the last connection, failed.
     reason: Option<String>,
+}
+
+/// A queue pair, and the connection that it was greeted over.
+struct Connected {
+    queue: Arc<Queue>,
+    stream: Arc<TcpStream>,
 }
 
 impl Peer {
@@ -75,11 +82,11 @@ impl Peer {
     /// The connection, if there is one that works.
     pub(crate) fn queue(&self) -> Option<Arc<Queue>> {
         let mut state = self.lock();
-        let queue = state.queue.clone()?;
+        let queue = state.connected.as_ref()?.queue.clone();
         let Some((reason, proved)) = queue.board.failure() else {
             return Some(queue);
         };
-        state.queue = None;
+        state.connected = None;
         if proved {
             state.reason = Some(reason);
         } else {
@@ -117,9 +124,13 @@ impl Peer {
         };
         match opened {
             Ok((queue, stream)) => {
-                tokio::spawn(watch(queue.board.clone(), stream));
+                let stream = Arc::new(stream);
+                tokio::spawn(watch(queue.board.clone(), stream.clone()));
                 let mut state = self.lock();
-                state.queue = Some(queue.clone());
+                state.connected = Some(Connected {
+                    queue: queue.clone(),
+                    stream,
+                });
                 state.retry_at = None;
                 state.reason = None;
                 Some(queue)
@@ -168,6 +179,22 @@ impl Peer {
         Ok((Queue::new(board, owner, arena.clone(), scratch), stream))
     }
 
+    /// Tells the owner of a damaged block, if it is connected and takes the report at once. Without
+    /// room for a whole report the connection is of no more use.
+    pub(crate) fn report(&self, suspect: Suspect) {
+        let state = self.lock();
+        let Some(Connected { queue, stream }) = &state.connected else {
+            return;
+        };
+        let (queue, sent) = (queue.clone(), stream.try_write(&suspect.encode()));
+        drop(state);
+        match sent {
+            Ok(Suspect::BYTES) => {}
+            Ok(_) => queue.board.fail("a report was cut short"),
+            Err(error) => tracing::debug!(%error, owner = %self.address, "a report is lost"),
+        }
+    }
+
     fn failed(&self, state: &mut State, reason: String) {
         let doubled = 1u32.checked_shl(state.failures).unwrap_or(u32::MAX);
         let pause = self.config.first_pause.saturating_mul(doubled);
@@ -200,9 +227,9 @@ pub(crate) fn first_packet() -> u32 {
 }
 
 /// Ends the queue pair when the owner goes, and the connection when the queue pair fails.
-async fn watch(board: Arc<Board>, mut stream: TcpStream) {
+async fn watch(board: Arc<Board>, stream: Arc<TcpStream>) {
     tokio::select! {
-        () = ended(&mut stream) => board.fail("the owner has gone"),
+        () = ended(&stream) => board.fail("the owner has gone"),
         () = board.ended() => {}
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use flexkv_handshake::{Credential, Refusals};
+use flexkv_ports::SuspectSender;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
@@ -17,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use crate::address::show;
 use crate::arena::RdmaArena;
 use crate::board::Board;
-use crate::greeting::{GreetingError, answer, ended, hear, terms};
+use crate::greeting::{GreetingError, answer, hear, heed, terms};
 use crate::nic::{NicError, Pair, Path, QueueAddress, Rights};
 use crate::peer::first_packet;
 use crate::wire::{Introduction, encode_answer};
@@ -40,6 +41,8 @@ pub struct RdmaServerConfig {
     pub greeting_time: Duration,
     /// Counts refusals.
     pub refusals: Refusals,
+    /// Where readers' reports of damaged blocks go, if anyone looks at them.
+    pub suspects: Option<SuspectSender>,
 }
 
 impl RdmaServerConfig {
@@ -50,6 +53,7 @@ impl RdmaServerConfig {
             max_readers: 64,
             greeting_time: Duration::from_secs(5),
             refusals: Refusals::default(),
+            suspects: None,
         }
     }
 }
@@ -162,7 +166,7 @@ async fn serve(
     match timeout(shared.config.greeting_time, greeting).await {
         Ok(Ok((reader, pair))) => {
             tracing::debug!(reader, %from, "reads the arena");
-            ended(&mut stream).await;
+            heed(&mut stream, shared.config.suspects.as_ref()).await;
             drop(pair);
         }
         Ok(Err(error)) => tracing::debug!(%from, %error, "a reader was turned away"),

@@ -3,13 +3,12 @@
 //! A fetch is cut into batches, which share the owner's connection with those of other fetches. Knows
 //! nothing of how bytes move.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flexkv_handshake::Credential;
-use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Transport, Want};
+use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Remembered, Suspect, Transport, Want};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -54,18 +53,7 @@ impl RdmaConfig {
 pub struct RdmaTransport {
     arena: Arc<RdmaArena>,
     config: RdmaConfig,
-    peers: Mutex<Peers>,
-}
-
-#[derive(Default)]
-struct Peers {
-    known: HashMap<SocketAddr, Known>,
-    uses: u64,
-}
-
-struct Known {
-    peer: Arc<Peer>,
-    last_use: u64,
+    peers: Mutex<Remembered<SocketAddr, Arc<Peer>>>,
 }
 
 impl RdmaTransport {
@@ -73,8 +61,8 @@ impl RdmaTransport {
     pub fn new(arena: Arc<RdmaArena>, config: RdmaConfig) -> Self {
         Self {
             arena,
+            peers: Mutex::new(Remembered::new(config.max_owners)),
             config,
-            peers: Mutex::default(),
         }
     }
 
@@ -86,33 +74,23 @@ impl RdmaTransport {
     /// Owners connected now.
     pub fn connected(&self) -> usize {
         let peers = self.lock();
-        let connected = |known: &&Known| known.peer.queue().is_some();
-        peers.known.values().filter(connected).count()
+        peers.values().filter(|peer| is_connected(peer)).count()
     }
 
     /// Why there is no connection to the owner at `endpoint`, or why the last one ended; `None` while
     /// all is well.
     pub fn last_refusal(&self, endpoint: &str) -> Option<String> {
         let address = parse(endpoint)?;
-        let peer = self.lock().known.get(&address)?.peer.clone();
+        let peer = self.lock().get(address)?.clone();
         peer.reason()
     }
 
     /// The link to the owner at `endpoint`; none if that is no endpoint.
     fn peer(&self, endpoint: &str) -> Option<Arc<Peer>> {
         let address = parse(endpoint)?;
+        let make = || Peer::new(address, self.arena.clone(), self.config.clone());
         let mut peers = self.lock();
-        peers.uses += 1;
-        let uses = peers.uses;
-        if !peers.known.contains_key(&address) {
-            peers.make_room(self.config.max_owners);
-        }
-        let known = peers.known.entry(address).or_insert_with(|| Known {
-            peer: Peer::new(address, self.arena.clone(), self.config.clone()),
-            last_use: uses,
-        });
-        known.last_use = uses;
-        Some(known.peer.clone())
+        Some(peers.find_or_make(address, is_connected, make))
     }
 
     async fn fetch_all(&self, endpoint: &str, wants: Vec<Want>, time: Duration) -> Vec<Fetched> {
@@ -150,24 +128,13 @@ impl RdmaTransport {
         fetched
     }
 
-    fn lock(&self) -> MutexGuard<'_, Peers> {
+    fn lock(&self) -> MutexGuard<'_, Remembered<SocketAddr, Arc<Peer>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Peers {
-    /// Forgets owners until there are fewer than `most`: those without a connection first, then
-    /// those unused for longest.
-    fn make_room(&mut self, most: usize) {
-        while self.known.len() >= most.max(1) {
-            let rank = |known: &Known| (known.peer.queue().is_some(), known.last_use);
-            let oldest = self.known.iter().min_by_key(|(_, known)| rank(known));
-            let Some(address) = oldest.map(|(address, _)| *address) else {
-                return;
-            };
-            self.known.remove(&address);
-        }
-    }
+fn is_connected(peer: &Arc<Peer>) -> bool {
+    peer.queue().is_some()
 }
 
 impl Transport for RdmaTransport {
@@ -182,6 +149,12 @@ impl Transport for RdmaTransport {
         deadline: Duration,
     ) -> BoxFuture<'a, Vec<Fetched>> {
         Box::pin(self.fetch_all(endpoint, wants, deadline))
+    }
+
+    fn report(&self, endpoint: &str, suspect: Suspect) {
+        if let Some(peer) = self.peer(endpoint) {
+            peer.report(suspect);
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, HeapHub, HeapTransport, Transport, Want};
+use flexkv_ports::{
+    BoxFuture, FetchOutcome, Fetched, HeapHub, HeapTransport, Suspect, Transport, Want,
+};
 
 use crate::pauses::Pauses;
 use crate::plant::Plant;
@@ -139,6 +141,10 @@ impl Transport for SimTransport {
             fetched
         })
     }
+
+    fn report(&self, endpoint: &str, suspect: Suspect) {
+        self.inner.report(endpoint, suspect);
+    }
 }
 
 fn unreachable(wants: Vec<Want>) -> Vec<Fetched> {
@@ -148,3 +154,6 @@ fn unreachable(wants: Vec<Want>) -> Vec<Fetched> {
     };
     wants.into_iter().map(lost).collect()
 }
+
+#[cfg(test)]
+mod tests;

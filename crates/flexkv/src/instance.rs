@@ -114,7 +114,7 @@ impl Instance {
         if spec.shared_memory {
             let refusals = Refusals::register(recorder, &name, "shm");
             let config = HostTransportConfig::new(namespace, spec.block_bytes, credential.clone());
-            match shared(&tier, config, refusals, tell) {
+            match shared(&tier, config, refusals, tell.clone()) {
                 Ok((server, transport)) => {
                     endpoints.push(server.endpoint().to_owned());
                     transports.push(Arc::new(transport));
@@ -132,6 +132,7 @@ impl Instance {
                 listen: spec.listen,
                 advertise: spec.advertise,
                 credential: credential.clone(),
+                suspects: tell,
             };
             let (started, transport) = Rdma::start(&tier, wanted, &name, recorder)?;
             endpoints.push(started.endpoint().to_owned());

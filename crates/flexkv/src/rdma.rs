@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use flexkv_handshake::{Credential, Refusals};
 use flexkv_host::HostTier;
+use flexkv_ports::SuspectSender;
 use flexkv_rdma::{
     Nic, RdmaArena, RdmaConfig, RdmaCounters, RdmaCounts, RdmaServer, RdmaServerConfig,
     RdmaTransport,
@@ -23,6 +24,8 @@ pub(crate) struct RdmaSpec<'a> {
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: Option<Advertise>,
     pub(crate) credential: Credential,
+    /// Where readers' reports of damaged blocks go.
+    pub(crate) suspects: SuspectSender,
 }
 
 /// The owner's half, and the counters of both. Dropping it ends the service.
@@ -49,6 +52,7 @@ impl Rdma {
         let address = SocketAddr::new(spec.listen.ip(), spec.setting.port);
         let served = RdmaServerConfig {
             refusals: Refusals::register(recorder, node, "rdma"),
+            suspects: Some(spec.suspects),
             ..RdmaServerConfig::new(spec.credential.clone())
         };
         let server = RdmaServer::start(address, arena.clone(), served)
@@ -137,5 +141,36 @@ impl RdmaMetrics {
         self.completions.absolute(counts.completions);
         self.registrations.absolute(counts.registrations);
         self.connections.absolute(counts.connections);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn each_count_is_a_metric_of_its_own() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let metrics = RdmaMetrics::register(&recorder, "n");
+        metrics.set(RdmaCounts {
+            blocks: 1,
+            work_requests: 2,
+            posts: 3,
+            completions: 4,
+            registrations: 5,
+            connections: 6,
+        });
+        let text = recorder.handle().render();
+        for line in [
+            "flexkv_rdma_blocks_total{node=\"n\"} 1",
+            "flexkv_rdma_work_requests_total{node=\"n\"} 2",
+            "flexkv_rdma_completions_total{node=\"n\"} 4",
+            "flexkv_rdma_registrations_total{node=\"n\"} 5",
+            "flexkv_rdma_connections_total{node=\"n\"} 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
     }
 }

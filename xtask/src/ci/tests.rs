@@ -42,6 +42,25 @@ fn the_first_failure_stops_and_is_named() {
 }
 
 #[test]
+fn a_step_that_cannot_be_done_here_is_named_with_the_reason() {
+    let elsewhere = Step {
+        name: "two",
+        work: Work::Where("nothing", || Ok(Some("no such machine".to_owned()))),
+    };
+    let (success, lines) = summary(&[step("one", good), elsewhere, step("three", good)]);
+    assert!(success);
+    let last = lines.last().map(String::as_str);
+    assert_eq!(last, Some("2 passed, 1 left out, 0 failed"));
+    let text = lines.join("\n");
+    assert!(
+        text.contains("step `two` was left out: no such machine"),
+        "{text}"
+    );
+    let two = lines.iter().find(|line| line.starts_with("two"));
+    assert!(two.is_some_and(|line| line.contains("LEFT OUT")), "{text}");
+}
+
+#[test]
 fn steps_are_selected_in_their_own_order() {
     let names = |wanted: &[&str]| {
         let wanted: Vec<_> = wanted.iter().map(|name| (*name).to_owned()).collect();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{Run, fresh, say};
+use crate::tools;
 
 /// Names the newest kernel.
 const KERNEL: &str = "linux-image-amd64";
@@ -118,9 +119,24 @@ impl Kit {
     }
 }
 
+/// Why there can be no such machine here.
+pub(super) fn unavailable() -> Option<String> {
+    let system = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let debian = system.lines().any(|line| line == "ID=debian");
+    (!debian || !cfg!(target_arch = "x86_64")).then(|| {
+        "the machine that RDMA is tested in is made of packages of Debian for x86-64, and this is \
+         none; the transport was tested over a device of memory only"
+            .to_owned()
+    })
+}
+
 /// The packages to fetch: what is named here, and what that needs and this machine does not have.
 fn names() -> Result<Vec<String>> {
-    let depends = Run::new("apt-cache").args(["depends", KERNEL]).read();
+    let ask = Run::new("apt-cache").args(["depends", KERNEL]);
+    let depends = ask.read().or_else(|_| {
+        tools::update()?;
+        ask.read()
+    });
     let depends = depends.context(
         "the machine is made of Debian packages, so this runs on Debian, after `apt-get update`",
     )?;

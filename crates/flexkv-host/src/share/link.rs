@@ -15,7 +15,6 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 
 use super::address::Address;
-use super::report::{self, REPORT_BYTES};
 use super::server::terms;
 use super::socket;
 use super::transport::HostTransportConfig;
@@ -196,10 +195,10 @@ impl Link {
         let Some(attached) = &state.attached else {
             return;
         };
-        let sent = attached.stream.try_write(&report::encode(suspect));
+        let sent = attached.stream.try_write(&suspect.encode());
         drop(state);
         match sent {
-            Ok(REPORT_BYTES) => {}
+            Ok(Suspect::BYTES) => {}
             Ok(_) => self.lost(),
             Err(error) => tracing::debug!(%error, owner = %self.address, "a report is lost"),
         }

@@ -13,14 +13,13 @@ use flexkv_handshake::{
     Answering, CONFIRM_BYTES, Credential, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Refusals,
     Terms,
 };
-use flexkv_ports::SuspectSender;
+use flexkv_ports::{Suspect, SuspectSender};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::address::{Address, HostId};
-use super::report::{self, REPORT_BYTES};
 use super::{MAGIC, VERSION, socket};
 use crate::HostTier;
 
@@ -174,8 +173,8 @@ async fn serve(
 
 /// Passes on what the reader reports, until it leaves or says something else.
 async fn hear(shared: &Shared, stream: &UnixStream) {
-    while let Ok((bytes, _)) = socket::receive::<REPORT_BYTES>(stream).await {
-        let Some(suspect) = report::decode(&bytes) else {
+    while let Ok((bytes, _)) = socket::receive::<{ Suspect::BYTES }>(stream).await {
+        let Some(suspect) = Suspect::decode(&bytes) else {
             return;
         };
         if let Some(suspects) = &shared.config.suspects {

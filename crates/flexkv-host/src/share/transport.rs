@@ -3,7 +3,7 @@
 //! A few small blocks are copied by the caller's own thread; larger batches by several at once. Knows
 //! nothing of how an arena got here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flexkv_block::NamespaceId;
 use flexkv_handshake::Credential;
-use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Suspect, Transport, Want};
+use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Remembered, Suspect, Transport, Want};
 use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -66,18 +66,7 @@ impl HostTransportConfig {
 pub struct HostTransport {
     host: HostId,
     config: HostTransportConfig,
-    links: Mutex<Links>,
-}
-
-#[derive(Default)]
-struct Links {
-    known: HashMap<u64, Known>,
-    uses: u64,
-}
-
-struct Known {
-    link: Arc<Link>,
-    last_use: u64,
+    links: Mutex<Remembered<u64, Arc<Link>>>,
 }
 
 impl HostTransport {
@@ -85,41 +74,30 @@ impl HostTransport {
     pub fn new(config: HostTransportConfig) -> io::Result<Self> {
         Ok(Self {
             host: HostId::read()?,
+            links: Mutex::new(Remembered::new(config.max_owners)),
             config,
-            links: Mutex::default(),
         })
     }
 
     /// Arenas mapped now.
     pub fn mapped(&self) -> usize {
         let links = self.lock();
-        let mapped = |known: &&Known| known.link.arena().is_some();
-        links.known.values().filter(mapped).count()
+        links.values().filter(|link| is_mapped(link)).count()
     }
 
     /// Why the owner at `endpoint` could not be attached to at the last attempt; `None` if it was.
     pub fn last_refusal(&self, endpoint: &str) -> Option<String> {
         let address = Address::parse(endpoint)?;
-        let link = self.lock().known.get(&address.arena)?.link.clone();
+        let link = self.lock().get(address.arena)?.clone();
         link.reason()
     }
 
     /// The link to the owner at `endpoint`; none if that is no endpoint of this host.
     fn link(&self, endpoint: &str) -> Option<Arc<Link>> {
         let address = Address::parse(endpoint).filter(|address| address.host == self.host)?;
+        let make = || Link::new(address.clone(), self.config.clone());
         let mut links = self.lock();
-        links.uses += 1;
-        let uses = links.uses;
-        if !links.known.contains_key(&address.arena) {
-            links.make_room(self.config.max_owners);
-        }
-        let known = links.known.entry(address.arena);
-        let known = known.or_insert_with(|| Known {
-            link: Link::new(address, self.config.clone()),
-            last_use: uses,
-        });
-        known.last_use = uses;
-        Some(known.link.clone())
+        Some(links.find_or_make(address.arena, is_mapped, make))
     }
 
     async fn fetch_all(&self, endpoint: &str, wants: Vec<Want>, time: Duration) -> Vec<Fetched> {
@@ -156,23 +134,8 @@ impl HostTransport {
         batch.0.answer()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Links> {
+    fn lock(&self) -> MutexGuard<'_, Remembered<u64, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Links {
-    /// Forgets links until there are fewer than `most`: those without an arena first, then those
-    /// unused for longest.
-    fn make_room(&mut self, most: usize) {
-        while self.known.len() >= most.max(1) {
-            let rank = |known: &Known| (known.link.arena().is_some(), known.last_use);
-            let oldest = self.known.iter().min_by_key(|(_, known)| rank(known));
-            let Some(arena) = oldest.map(|(arena, _)| *arena) else {
-                return;
-            };
-            self.known.remove(&arena);
-        }
     }
 }
 
@@ -275,6 +238,10 @@ impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.abandoned.store(true, Ordering::Relaxed);
     }
+}
+
+fn is_mapped(link: &Arc<Link>) -> bool {
+    link.arena().is_some()
 }
 
 fn copy(arena: &MappedArena, want: Want) -> Fetched {

@@ -62,6 +62,7 @@ pub async fn transport<H: TransportHarness>(make: impl AsyncFn(u32, usize) -> H)
     gives_buffers_back_when_nobody_answers(&make(SLOTS, BYTES).await).await;
     answers_nothing_with_nothing(&make(1, BYTES).await).await;
     fetches_concurrently(&make(SLOTS, BYTES).await).await;
+    serves_thousands_of_small_fetches(&make(SLOTS, 64).await).await;
     survives_cancelled_fetches(&make(SLOTS, BYTES).await).await;
     ends_its_pins_at_the_owner(&make(SLOTS, BYTES).await).await;
     never_mixes_up_blocks_that_are_replaced(&make(SLOTS, BYTES).await).await;
@@ -154,6 +155,22 @@ async fn fetches_concurrently(harness: &impl TransportHarness) {
             assert_eq!(fetched.outcome, FetchOutcome::Unreachable);
         }
     }
+}
+
+async fn serves_thousands_of_small_fetches(harness: &impl TransportHarness) {
+    let stored = store(harness, 64);
+    let reader = |number: usize| {
+        let stored = &stored;
+        async move {
+            for round in 0..125 {
+                let (location, n) = stored[(number * 31 + round * 7) % stored.len()];
+                let got = fetch(harness, &[(location, n)]).await;
+                check(&got[0], n);
+            }
+        }
+    };
+    join_all((0..16).map(reader)).await;
+    assert_all_free(harness, "buffers of thousands of fetches return").await;
 }
 
 async fn survives_cancelled_fetches(harness: &impl TransportHarness) {

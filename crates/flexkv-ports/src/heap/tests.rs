@@ -9,8 +9,8 @@ use flexkv_block::{Location, NamespaceId, Tier};
 use super::*;
 use crate::conformance::{self, CacheUnderTest, StoreUnderTest, TransportHarness};
 use crate::{
-    BlockTier, BoxFuture, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore, StagedTier,
-    Suspect, SuspectReceiver, TierShape, Transport, suspects,
+    BlockTier, BoxFuture, FetchOutcome, KvCache, LogCursor, LogEntry, MemorySlice, MetadataStore,
+    StagedTier, Suspect, SuspectReceiver, TierShape, Transport, Want, suspects,
 };
 
 fn tier(slots: u32, block_bytes: usize) -> Arc<dyn BlockTier> {
@@ -219,6 +219,46 @@ fn a_peer_can_leave_the_hub() {
     assert_eq!(endpoint, "mem://a");
     assert!(hub.unregister("a"));
     assert!(!hub.unregister("a"));
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_under_its_name_is_another_one() {
+    let harness = Harness::new(4, 8);
+    let transport = harness.transport();
+    let put = |tier: &dyn BlockTier, n: u8| {
+        let slot = tier.reserve().expect("free");
+        slot.bytes().write(0, &[n; 8]);
+        let key = flexkv_block::BlockKey::from_u128(n.into());
+        (
+            tier.commit(slot, key, flexkv_block::Checksum::of(&[n; 8])),
+            key,
+        )
+    };
+    let fetch = async |(location, key)| {
+        let into = harness.reader.reserve().expect("free");
+        let want = Want {
+            location,
+            key,
+            into,
+        };
+        let endpoint = harness.endpoint();
+        let fetched = transport.fetch(&endpoint, vec![want], Duration::from_secs(1));
+        fetched.await[0].outcome
+    };
+    let old = put(&*harness.owner, 1);
+    assert!(matches!(fetch(old).await, FetchOutcome::Fetched(_)));
+    harness.hub.unregister("owner");
+    assert_eq!(fetch(old).await, FetchOutcome::Unreachable);
+    let successor = tier(4, 8);
+    let new = put(&*successor, 2);
+    harness.hub.register("owner", successor);
+    assert_eq!(
+        fetch(old).await,
+        FetchOutcome::Stale,
+        "another key is there"
+    );
+    assert!(matches!(fetch(new).await, FetchOutcome::Fetched(_)));
+    assert_eq!(harness.reader.free_slots(), 4);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The queue of reports: in order, bounded, and over when nobody puts anything in.
+//! A report as bytes, and the queue of them: in order, bounded, and over when nobody puts anything in.
 
 use flexkv_block::{Generation, SlotId, Tier};
 
@@ -33,4 +33,18 @@ async fn reports_beyond_the_bound_are_lost_and_nobody_waits() {
     assert_eq!(told, WAITING_MAX);
     assert_eq!(receiver.next().await, Some(suspect(0)));
     assert!(sender.tell(suspect(1)), "there is room again");
+}
+
+#[test]
+fn a_report_says_the_same_when_it_is_read_and_garbage_is_none() {
+    let bytes = suspect(7).encode();
+    assert_eq!(Suspect::decode(&bytes), Some(suspect(7)));
+    for (at, wrong) in [(0, b'X'), (7, 0)] {
+        let mut other = bytes;
+        other[at] = wrong;
+        assert_eq!(Suspect::decode(&other), None, "magic");
+    }
+    let mut nowhere = bytes;
+    nowhere[8..16].fill(0);
+    assert_eq!(Suspect::decode(&nowhere), None, "no location");
 }

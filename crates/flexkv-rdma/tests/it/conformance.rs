@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use flexkv_host::HostTier;
 use flexkv_ports::conformance::{TransportHarness, transport};
-use flexkv_ports::{BlockTier, Transport};
-use flexkv_rdma::{RdmaServer, RdmaTransport};
+use flexkv_ports::{BlockTier, BoxFuture, Suspect, SuspectReceiver, Transport, suspects};
+use flexkv_rdma::{RdmaServer, RdmaServerConfig, RdmaTransport};
 
-use crate::support::{arena, config, free_address, serve};
+use crate::support::{arena, config, credential, free_address};
 
 struct Harness {
     owner: HostTier,
     reader: HostTier,
     transport: Arc<RdmaTransport>,
     server: RdmaServer,
+    suspects: tokio::sync::Mutex<SuspectReceiver>,
 }
 
 impl TransportHarness for Harness {
@@ -36,6 +37,13 @@ impl TransportHarness for Harness {
     fn dead_endpoint(&self) -> String {
         format!("rdma://{}", free_address())
     }
+
+    fn reported(&self) -> Option<BoxFuture<'_, Suspect>> {
+        Some(Box::pin(async {
+            let next = self.suspects.lock().await.next().await;
+            next.expect("the server keeps its end")
+        }))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,9 +51,16 @@ async fn rdma_conforms() {
     transport(async |slots, block_bytes| {
         let (owner, owned) = arena(slots, block_bytes);
         let (reader, registered) = arena(slots, block_bytes);
+        let (tell, suspects) = suspects();
+        let served = RdmaServerConfig {
+            suspects: Some(tell),
+            ..RdmaServerConfig::new(credential("s"))
+        };
+        let server = RdmaServer::start(([127, 0, 0, 1], 0).into(), owned, served);
         Harness {
             transport: Arc::new(RdmaTransport::new(registered, config())),
-            server: serve(owned),
+            server: server.expect("an address to serve at"),
+            suspects: tokio::sync::Mutex::new(suspects),
             owner,
             reader,
         }

@@ -58,6 +58,27 @@ async fn a_flipped_bit_is_found_wherever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_bit_of_a_descriptor_counts() {
+    let owner = Owner::with(1, 64);
+    let reader = Reader::new(1, 64);
+    let endpoint = owner.server.endpoint();
+    // The rest of a descriptor is reserved.
+    for bit in 0..32 * 8 {
+        owner.flip_bit(4096 + bit / 8, bit % 8);
+        let got = reader.fetch(&endpoint, &owner.stored).await;
+        let expected = if bit < 24 * 8 {
+            FetchOutcome::Stale
+        } else {
+            FetchOutcome::Corrupt
+        };
+        assert_eq!(got, [expected], "bit {bit}");
+        owner.flip_bit(4096 + bit / 8, bit % 8);
+    }
+    assert!(all_fetched(&reader.fetch(&endpoint, &owner.stored).await));
+    reader.has_all_buffers().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_generation_key_tier_or_slot_is_stale_and_disturbs_nobody() {
     let owner = Owner::with(8, BYTES);
     let reader = Reader::new(8, BYTES);

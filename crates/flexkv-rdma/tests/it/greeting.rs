@@ -2,10 +2,12 @@
 
 use flexkv_block::NamespaceId;
 use flexkv_handshake::{Asking, Terms};
+use flexkv_ports::{Suspect, Transport as _};
 use flexkv_rdma::{RdmaConfig, RdmaServer, RdmaServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::proxy::Proxy;
 use crate::support::{
     BYTES, NAMESPACE, Owner, Reader, all_fetched, all_unreachable, arena, arena_of, config,
     credential, eventually, nic, store,
@@ -114,4 +116,28 @@ async fn memory_keys_are_for_those_who_proved_themselves() {
         assert!(!answer, "the owner tells a stranger where its memory lies");
     }
     eventually("no reader stays", || owner.server.readers() == 0).await;
+}
+
+/// After its introduction a reader may report blocks, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_says_what_it_has_no_right_to_say_is_let_go() {
+    let owner = Owner::with(2, BYTES);
+    let proxy = Proxy::before(owner.server.address()).await;
+    let reader = Reader::new(2, BYTES);
+    let got = reader.fetch(&proxy.endpoint, &owner.stored).await;
+    assert!(all_fetched(&got));
+    let (location, n) = owner.stored[0];
+    let key = crate::support::key(n);
+    let suspect = Suspect { location, key };
+    reader.transport.report(&proxy.endpoint, suspect);
+    let got = reader.fetch(&proxy.endpoint, &owner.stored).await;
+    assert!(all_fetched(&got));
+    assert_eq!(reader.transport.counts().connections, 1);
+    // The same with its first byte changed on the way.
+    proxy.garble();
+    reader.transport.report(&proxy.endpoint, suspect);
+    eventually("the reader is let go", || owner.server.readers() == 0).await;
+    eventually("and notices", || reader.transport.connected() == 0).await;
+    let got = reader.fetch(&proxy.endpoint, &owner.stored).await;
+    assert!(all_fetched(&got), "it may come again");
 }

@@ -1,6 +1,7 @@
-//! A middleman between reader and owner who changes what the owner says after the greeting.
+//! A middleman between reader and owner who changes what they say after the greeting.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,6 +25,7 @@ pub(crate) enum Change {
 pub(crate) struct Proxy {
     pub(crate) endpoint: String,
     change: Arc<Mutex<Change>>,
+    garble: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -35,16 +37,19 @@ impl Proxy {
         let address = listener.local_addr().expect("its address");
         let change = Arc::new(Mutex::new(Change::Nothing));
         let changes = change.clone();
+        let garble = Arc::new(AtomicBool::new(false));
+        let garbles = garble.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (reader, _) = listener.accept().await.expect("a reader");
                 let change = *changes.lock().expect("no panic");
-                tokio::spawn(pass(reader, owner, change));
+                tokio::spawn(pass(reader, owner, change, garbles.clone()));
             }
         });
         Self {
             endpoint: format!("rdma://{address}"),
             change,
+            garble,
             task,
         }
     }
@@ -52,6 +57,11 @@ impl Proxy {
     /// What happens to answers from now on.
     pub(crate) fn set(&self, change: Change) {
         *self.change.lock().expect("no panic") = change;
+    }
+
+    /// The first byte of what a reader says next is another one.
+    pub(crate) fn garble(&self) {
+        self.garble.store(true, Ordering::SeqCst);
     }
 }
 
@@ -61,13 +71,23 @@ impl Drop for Proxy {
     }
 }
 
-async fn pass(reader: TcpStream, owner: SocketAddr, change: Change) {
+async fn pass(reader: TcpStream, owner: SocketAddr, change: Change, garble: Arc<AtomicBool>) {
     let Ok(owner) = TcpStream::connect(owner).await else {
         return;
     };
     let (mut from_reader, mut to_reader) = reader.into_split();
     let (mut from_owner, mut to_owner) = owner.into_split();
-    let there = tokio::io::copy(&mut from_reader, &mut to_owner);
+    let there = async {
+        let mut bytes = [0; 512];
+        while let Ok(read @ 1..) = from_reader.read(&mut bytes).await {
+            if garble.swap(false, Ordering::SeqCst) {
+                bytes[0] ^= 0xff;
+            }
+            if to_owner.write_all(&bytes[..read]).await.is_err() {
+                return;
+            }
+        }
+    };
     let back = async {
         let mut at = 0usize;
         let mut bytes = [0; 512];
@@ -90,7 +110,7 @@ async fn pass(reader: TcpStream, owner: SocketAddr, change: Change) {
         }
     };
     tokio::select! {
-        _ = there => {}
+        () = there => {}
         () = back => {}
     }
 }

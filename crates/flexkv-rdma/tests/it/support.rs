@@ -120,12 +120,15 @@ impl Owner {
 
     /// Flips a bit of the arena. Does nothing where a mistake is planted, so that the tests must fail.
     pub(crate) fn flip(&self, offset: usize) {
-        if std::env::var_os("FLEXKV_RDMA_CANARY").is_some() {
-            return;
+        if std::env::var_os("FLEXKV_RDMA_CANARY").is_none() {
+            self.flip_bit(offset, 4);
         }
+    }
+
+    pub(crate) fn flip_bit(&self, offset: usize, bit: usize) {
         let byte = MemorySlice::new(self.tier.memory(), offset, 1).expect("inside of the arena");
         let found = byte.to_vec()[0];
-        byte.write(0, &[found ^ 0x10]);
+        byte.write(0, &[found ^ 1 << bit]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod bench;
 mod bench_serve;
+mod cables;
 mod completions;
 mod damage;
 mod demo;
@@ -13,6 +14,7 @@ mod harness;
 mod model;
 mod network;
 mod node;
+mod partition;
 mod replay;
 mod reset;
 mod serve;

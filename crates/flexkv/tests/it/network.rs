@@ -102,6 +102,25 @@ fn tls_is_measured_beside_the_others() {
     assert!(row.unwrap()["value"].as_f64().unwrap() > 0.0);
 }
 
+/// Nothing encrypts what RDMA carries, so a node does not have both.
+#[test]
+fn tls_and_rdma_exclude_each_other() {
+    let home = Home::new();
+    certificates(&home);
+    let rdma = "network.rdma_port = 7499";
+    let both = format!("{}\n{rdma}", tls(&home));
+    let refused = "`network.rdma_port` cannot stand beside TLS";
+    for (more, is_refused) in [(both.as_str(), true), (rdma, false)] {
+        crate::node::configure(&home, "a", more);
+        let done = home.run("node --config a.toml --check");
+        assert_eq!(done.err.contains(refused), is_refused, "{}", done.err);
+        assert!(done.code == Some(1) || !is_refused, "{}", done.out);
+    }
+    crate::node::configure(&home, "a", &tls(&home));
+    let done = home.run("node --config a.toml --check");
+    assert_eq!(done.code, Some(0), "{}", done.err);
+}
+
 /// It loads nothing, and the owner says why.
 #[tokio::test]
 async fn a_node_with_another_secret_gets_nothing_and_is_counted() {

@@ -1,7 +1,7 @@
 //! `flexkv node`: processes that engines attach to, with everything that can go wrong around them.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum};
@@ -48,8 +48,15 @@ impl NodeProcess {
     /// Starts node `name` with this configuration and waits until it is ready.
     pub(crate) fn start_as(home: &Home, name: &str, text: &str) -> Self {
         home.write(&format!("{name}.toml"), text);
-        let running =
-            Running::start(&mut home.command(&format!("node --json --config {name}.toml")));
+        Self::run(
+            &mut home.command(&format!("node --json --config {name}.toml")),
+            name,
+        )
+    }
+
+    /// Starts node `name` by this command and waits until it is ready.
+    pub(crate) fn run(command: &mut Command, name: &str) -> Self {
+        let running = Running::start(command);
         let ready: Value = serde_json::from_str(&running.line()).unwrap();
         assert_eq!(ready["event"], "ready");
         assert_eq!(ready["name"], name);

@@ -1,7 +1,7 @@
-"""Counters of the connector, in vLLM's log and at its `/metrics`.
+"""Counters and gauges of the connector, in vLLM's log and at its `/metrics`.
 
-A counter is a name in `COUNTERS`; both roles count into the same names. Versions of vLLM without
-connector statistics never ask for them. Knows nothing of when counters count.
+A counter is a name in `COUNTERS`; both roles count into the same names. A gauge is one in `GAUGES`.
+Versions of vLLM without connector statistics never ask for them. Knows nothing of when they change.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ COUNTERS: dict[str, str] = {
     "lost_removals": "Removals of blocks that the node could not name in time, for KV events.",
 }
 
+GAUGES: dict[str, str] = {
+    "recompute_tokens_per_second": "Speed of computing prompts that the node was told last.",
+}
+
 
 class FlexKVStats(KVConnectorStats):  # type: ignore[misc]
-    """Counters since they were last taken."""
+    """Counters since they were last taken, and gauges that were told since."""
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
         self.data: dict[str, Any] = dict(data or {})
@@ -47,12 +51,13 @@ class FlexKVStats(KVConnectorStats):  # type: ignore[misc]
     def aggregate(self, other: FlexKVStats) -> FlexKVStats:
         """With the counters of another process or time."""
         for name, count in other.data.items():
-            self.data[name] = self.data.get(name, 0) + count
+            before = 0 if name in GAUGES else self.data.get(name, 0)
+            self.data[name] = before + count
         return self
 
     def reduce(self) -> dict[str, int | float]:
         """For the log."""
-        return {name: self.data[name] for name in COUNTERS if self.data.get(name)}
+        return {name: self.data[name] for name in (*COUNTERS, *GAUGES) if self.data.get(name)}
 
     def is_empty(self) -> bool:
         """Whether nothing was counted."""
@@ -63,12 +68,16 @@ class Counters:
     """Counts for one role in one process, from the thread of its vLLM loop."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int | float] = {}
 
     def add(self, name: str, count: int = 1) -> None:
         """Counts."""
         if count:
             self._counts[name] = self._counts.get(name, 0) + count
+
+    def tell(self, name: str, value: float) -> None:
+        """Sets a gauge."""
+        self._counts[name] = value
 
     def take(self) -> FlexKVStats | None:
         """What was counted since the last call, if anything was."""
@@ -79,7 +88,7 @@ class Counters:
 
 
 class FlexKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
-    """The counters for Prometheus, as `vllm:flexkv_NAME_total` per engine."""
+    """For Prometheus: counters as `vllm:flexkv_NAME_total`, gauges as `vllm:flexkv_NAME`, per engine."""
 
     def __init__(
         self,
@@ -90,16 +99,24 @@ class FlexKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._counters: dict[str, dict[int, Any]] = {}
-        for name, text in COUNTERS.items():
-            family = self._counter_cls(
-                name=f"vllm:flexkv_{name}", documentation=text, labelnames=labelnames
-            )
-            self._counters[name] = {
-                engine: family.labels(*values) for engine, values in per_engine_labelvalues.items()
-            }
+        self._gauges: dict[str, dict[int, Any]] = {}
+        for kind, texts, found in (
+            (self._counter_cls, COUNTERS, self._counters),
+            (self._gauge_cls, GAUGES, self._gauges),
+        ):
+            for name, text in texts.items():
+                family = kind(
+                    name=f"vllm:flexkv_{name}", documentation=text, labelnames=labelnames
+                )
+                found[name] = {
+                    engine: family.labels(*values)
+                    for engine, values in per_engine_labelvalues.items()
+                }
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        """Adds what an engine counted."""
+        """Adds what an engine counted, and keeps what it told."""
         for name, count in transfer_stats_data.items():
             if name in self._counters:
                 self._counters[name][engine_idx].inc(count)
+            elif name in self._gauges:
+                self._gauges[name][engine_idx].set(count)

@@ -243,6 +243,8 @@ class SchedulerSide:
         self._counters.add("lookup_tokens", (limit - tracked.local) * size)
         rate = self._prefill.tokens_per_second()
         recompute_s = None if rate is None else size / rate
+        if rate is not None:
+            self._counters.tell("recompute_tokens_per_second", rate)
         deadline_s = self._how.fetch_deadline_s
         fetch = Fetch.begin(attachment, keys, tracked.local, deadline_s, recompute_s)
         self._announcer.missing(keys[0][fetch.blocks * KEY_BYTES :])
