@@ -3,20 +3,33 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flexkv_ports::Memory;
 use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use tokio::time::Instant;
 
 use crate::HostError;
 
+/// Bytes of an ordinary page, or a part of one.
+const PAGE: usize = 4096;
+/// A shared mapping in place of what is there.
+const SHARED_HERE: MapFlags = MapFlags::SHARED.union(MapFlags::FIXED);
 /// What keeps a file at its size for as long as it exists.
 const SIZE_SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::SEAL);
 
-/// A whole file, mapped shared, readable at least.
+/// Bytes of a huge page. What is smaller than one gains nothing from its address.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
+/// How long the kernel may take to find huge pages: a start must not wait for all of a fragmented
+/// machine to be tidied up.
+const HUGE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A whole file, mapped shared, readable at least. A mapping of some size begins where a huge page
+/// could, as otherwise none of it can lie on one.
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
@@ -41,19 +54,9 @@ impl Region {
     }
 
     fn map(file: OwnedFd, len: usize, protection: ProtFlags) -> Result<Self, HostError> {
-        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
-        let base = unsafe {
-            mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                protection,
-                MapFlags::SHARED,
-                &file,
-                0,
-            )
-        };
-        let base = base.map_err(HostError::refused("map the memory file"))?;
-        let base = NonNull::new(base.cast()).ok_or(HostError::Refused {
+        let base = map_aligned(&file, len, protection)
+            .map_err(HostError::refused("map the memory file"))?;
+        let base = NonNull::new(base).ok_or(HostError::Refused {
             step: "map the memory file anywhere but at address 0",
             errno: Errno::NOMEM,
         })?;
@@ -93,11 +96,9 @@ impl Region {
     /// Asks for the bytes `offset..offset + len`, as far as they are inside, to be in the second
     /// cache soon.
     pub(crate) fn prefetch(&self, offset: usize, len: usize) {
-        const LINE: usize = 64;
         let end = offset.saturating_add(len).min(self.len);
-        for at in (offset..end).step_by(LINE) {
-            prefetch_line(self.base().wrapping_add(at));
-        }
+        let from = self.base().wrapping_add(offset);
+        flexkv_ports::prefetch(from, end.saturating_sub(offset));
     }
 
     /// Takes all pages into this process's page table now, if the file has all its memory already:
@@ -118,15 +119,30 @@ impl Region {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn prefetch_line(line: *const u8) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+/// Maps the file at an address that suits huge pages.
+fn map_aligned(file: &OwnedFd, len: usize, protection: ProtFlags) -> Result<*mut u8, Errno> {
+    let spare = if len < HUGE_PAGE { 0 } else { HUGE_PAGE };
+    let nothing = std::ptr::null_mut();
+    // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
+    let reserved =
+        unsafe { mm::mmap_anonymous(nothing, len + spare, ProtFlags::empty(), MapFlags::PRIVATE)? };
+    let before = reserved.cast::<u8>().align_offset(HUGE_PAGE).min(spare);
+    let base = reserved.wrapping_byte_add(before);
+    // SAFETY: what is replaced is a part of the range just reserved, which nobody else knows.
+    let mapped = unsafe { mm::mmap(base, len, protection, SHARED_HERE, file, 0) };
+    let end = len.next_multiple_of(PAGE);
+    let (from, to) = match mapped {
+        Ok(_) => (before + end, len + spare),
+        Err(_) => (before, len + spare),
+    };
+    for (from, to) in [(0, before), (from, to)] {
+        if from < to {
+            // SAFETY: what is left of the reserved range; nobody else knows it.
+            let _ = unsafe { mm::munmap(reserved.wrapping_byte_add(from), to - from) };
+        }
+    }
+    mapped.map(<*mut _>::cast)
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-fn prefetch_line(_: *const u8) {}
 
 impl Drop for Region {
     fn drop(&mut self) {
@@ -161,9 +177,32 @@ impl Mapping {
         &self.0
     }
 
-    /// Asks for huge pages; they are used for pages touched from now on.
-    pub(crate) fn use_huge_pages(&self) -> Result<(), Errno> {
-        self.0.advise(Advice::LinuxHugepage)
+    /// Asks for huge pages, where the system gives them to memory files at their first use.
+    pub(crate) fn use_huge_pages(&self) {
+        // A kernel that knows none uses ordinary ones.
+        let _ = self.0.advise(Advice::LinuxHugepage);
+    }
+
+    /// Takes memory in huge pages now, from the front, as far as the kernel finds them in time; says
+    /// how many bytes. Unlike [`Self::use_huge_pages`] that works whatever the system does with
+    /// memory files by itself.
+    pub(crate) fn populate_huge(&self) -> usize {
+        let began = Instant::now();
+        let mut done = 0;
+        while done + HUGE_PAGE <= self.0.len() && began.elapsed() < HUGE_PATIENCE {
+            let here = self.0.base().wrapping_add(done).cast();
+            // SAFETY: the range is in this mapping; its content stays. There must be a page in it,
+            // and then the kernel puts all of it into one.
+            let joined = unsafe {
+                mm::madvise(here, PAGE, Advice::LinuxPopulateWrite).is_ok()
+                    && libc::madvise(here, HUGE_PAGE, libc::MADV_COLLAPSE) == 0
+            };
+            if !joined {
+                break;
+            }
+            done += HUGE_PAGE;
+        }
+        done
     }
 
     /// Takes all memory from the system now instead of page by page at the first use.

@@ -49,7 +49,7 @@ struct Inner {
     slots: Box<[Slot]>,
     /// First in, first out: a stale reader's slot is refilled as late as possible.
     free: ArrayQueue<SlotId>,
-    huge_pages: bool,
+    huge_bytes: usize,
 }
 
 impl HostTier {
@@ -63,8 +63,14 @@ impl HostTier {
             machine_memory(),
         )?;
         let mapping = Arc::new(Mapping::create(layout.file_bytes())?);
-        let huge_pages = config.huge_pages && mapping.use_huge_pages().is_ok();
+        let mut huge_bytes = 0;
+        if config.huge_pages {
+            mapping.use_huge_pages();
+        }
         if config.populate {
+            if config.huge_pages {
+                huge_bytes = mapping.populate_huge();
+            }
             mapping.populate()?;
         }
         let free = ArrayQueue::new(config.slots as usize);
@@ -77,7 +83,7 @@ impl HostTier {
             mapping,
             layout,
             free,
-            huge_pages,
+            huge_bytes,
         };
         inner
             .slice(0, layout.encode().len())
@@ -108,9 +114,9 @@ impl HostTier {
         self.inner.mapping.clone()
     }
 
-    /// Whether huge pages were asked for and the kernel agreed to use them where it can.
-    pub fn huge_pages(&self) -> bool {
-        self.inner.huge_pages
+    /// How many bytes of the memory, from its beginning, were put on huge pages when it was taken.
+    pub fn huge_bytes(&self) -> usize {
+        self.inner.huge_bytes
     }
 }
 

@@ -69,6 +69,38 @@ fn a_populated_tier_on_huge_pages_conforms() {
     });
 }
 
+#[test]
+fn what_is_said_to_lie_on_huge_pages_does() {
+    let slots = |huge_pages| {
+        let config = HostConfig {
+            huge_pages,
+            populate: true,
+            ..config(16, 1 << 20)
+        };
+        HostTier::create(&config).expect("a small arena")
+    };
+    let (huge, ordinary) = (slots(true), slots(false));
+    assert_eq!(ordinary.huge_bytes(), 0);
+    assert_eq!(on_huge_pages(&huge), huge.huge_bytes());
+    let slot = huge.reserve().expect("a slot");
+    slot.bytes().write(0, &[7; 1 << 20]);
+    let (at, other) = (slot.bytes().to_vec(), ordinary.reserve().expect("a slot"));
+    assert!(at == [7; 1 << 20] && other.bytes().to_vec() == [0; 1 << 20]);
+}
+
+/// What the kernel says of the arena's mapping.
+fn on_huge_pages(tier: &HostTier) -> usize {
+    let begins = format!("{:x}-", tier.memory().base() as usize);
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("Linux");
+    let mapping = maps.lines().skip_while(|line| !line.starts_with(&begins));
+    let line = mapping
+        .map_while(|line| (!line.starts_with("VmFlags")).then_some(line))
+        .find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: usize = kib.expect("a size").parse().expect("a number");
+    kib << 10
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transport_over_host_tiers_conforms() {
     conformance::transport(async |slots, block_bytes| {
