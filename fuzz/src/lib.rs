@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     targets::node_record::TARGET,
     targets::redis_reply::TARGET,
     targets::reset_request::TARGET,
+    targets::ssd_files::TARGET,
     targets::tcp_wire::TARGET,
     targets::trace::TARGET,
 ];

@@ -11,5 +11,6 @@ pub(crate) mod local_protocol;
 pub(crate) mod node_record;
 pub(crate) mod redis_reply;
 pub(crate) mod reset_request;
+pub(crate) mod ssd_files;
 pub(crate) mod tcp_wire;
 pub(crate) mod trace;

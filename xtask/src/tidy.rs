@@ -41,6 +41,10 @@ const RULES: &[(&str, &str)] = &[
         "a crate depends only on the crates the design lists for it",
     ),
     ("arrows", "crates that do no I/O use no crate that does"),
+    (
+        "arrows",
+        "the default build has no crate whose licence binds those who pass it on",
+    ),
     ("sources", "every file opens with `//!`"),
     ("sources", "no file is over 600 lines"),
     (
@@ -112,6 +116,8 @@ pub(crate) fn check() -> Result<()> {
     let files = files(root())?;
     let metadata = Run::cargo("metadata --no-deps --format-version 1").read()?;
     let mut findings = arrows::check(&metadata)?;
+    let tree = Run::cargo("tree --workspace --edges normal,build --prefix none").read()?;
+    findings.extend(arrows::check_default(&tree));
     for file in &files {
         if is_text(file) {
             let path = root().join(file);

@@ -1,6 +1,8 @@
 //! What an SSD tier is told when it is opened.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use flexkv_block::NamespaceId;
@@ -48,8 +50,49 @@ pub enum EngineChoice {
     Auto,
     /// io_uring or nothing.
     IoUring,
-    /// Threads that block in `pread` and `pwrite`.
+    /// Threads that block in `preadv` and `pwritev`.
     Threads,
+    /// io_uring by way of the crate `rio`, or nothing.
+    #[cfg(feature = "rio")]
+    Rio,
+}
+
+/// Engines and what they are called.
+const ENGINES: &[(EngineChoice, &str)] = &[
+    (EngineChoice::Auto, "auto"),
+    (EngineChoice::IoUring, "io-uring"),
+    (EngineChoice::Threads, "threads"),
+    #[cfg(feature = "rio")]
+    (EngineChoice::Rio, "rio"),
+];
+
+fn known() -> String {
+    let names: Vec<_> = ENGINES
+        .iter()
+        .map(|(_, name)| format!("`{name}`"))
+        .collect();
+    match names.split_last() {
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = ENGINES.iter().find(|(_, name)| *name == text);
+        named
+            .map(|(engine, _)| *engine)
+            .ok_or_else(|| format!("`{text}` is no engine: write {}", known()))
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = ENGINES.iter().find(|(engine, _)| engine == self);
+        f.write_str(named.map_or("", |(_, name)| name))
+    }
 }
 
 /// Settings of an SSD tier.

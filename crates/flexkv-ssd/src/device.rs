@@ -11,7 +11,7 @@ mod transfer;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flexkv_block::{BlockKey, Location, SlotId, Tier};
 use flexkv_ports::{
@@ -22,6 +22,8 @@ use tokio::sync::Notify;
 use crate::config::{EngineChoice, SsdConfig, SsdDir};
 use crate::error::SsdError;
 use crate::format::{Geometry, Held, Record};
+#[cfg(feature = "rio")]
+use crate::io::Rio;
 use crate::io::{EngineParts, IoEngine, Threads, Uring};
 use crate::journal::{Journal, JournalParts};
 use crate::recovery;
@@ -50,12 +52,12 @@ struct Shared {
     base: u32,
     epoch: u64,
     geometry: Geometry,
-    slots: Mutex<Slots>,
+    slots: Arc<Mutex<Slots>>,
     /// A slot became free.
     freed: Notify,
     queue: Arc<Queue>,
     pages: Arc<Pages>,
-    journal: Mutex<Option<Journal>>,
+    journal: Arc<Journal>,
     stats: Arc<Stats>,
     errors: AtomicU32,
     failed: AtomicBool,
@@ -102,41 +104,44 @@ impl Device {
             geometry,
         } = opened;
         let files = Arc::new(segments.files);
+        let dir = segments.dir;
+        let slots = Arc::new(Mutex::new(Slots::new(segments.slots, &found)));
+        let live = slots.clone();
+        let journal = Journal::start(JournalParts {
+            dir: dir.clone(),
+            epoch: segments.epoch,
+            files: files.clone(),
+            live: Box::new(move || lock(&live).all()),
+        });
+        let journal = Arc::new(journal.map_err(SsdError::at(&dir, "write the journal"))?);
         let pages = Arc::new(Pages::new(4 * config.depth.max(4) as usize));
         let mut memory = config.memory.clone();
         memory.push(pages.memory());
+        let told = journal.clone();
         let parts = EngineParts {
-            files: files.clone(),
+            files,
             depth: config.depth,
             memory,
+            // What was written counts once the journal tells of it: all that ended together at once.
+            settled: Arc::new(move || told.flush()),
         };
         let engine = engine(config.engine, &parts)?;
         count(&stats.recovered_blocks, found.len() as u64);
-        let dir = segments.dir;
         let shared = Arc::new(Shared {
-            dir: dir.clone(),
+            dir,
             base,
             epoch: segments.epoch,
             geometry,
-            slots: Mutex::new(Slots::new(segments.slots, &found)),
+            slots,
             freed: Notify::new(),
             queue: Arc::new(Queue::new(engine, config.depth as usize)),
             pages,
-            journal: Mutex::new(None),
+            journal,
             stats,
             errors: AtomicU32::new(0),
             failed: AtomicBool::new(false),
             lost: Mutex::default(),
         });
-        let live: Weak<Shared> = Arc::downgrade(&shared);
-        let journal = Journal::start(JournalParts {
-            dir: dir.clone(),
-            epoch: segments.epoch,
-            files,
-            live: Box::new(move || live.upgrade().map_or_else(Vec::new, |it| it.slots().all())),
-        });
-        let journal = journal.map_err(SsdError::at(&dir, "write the journal"))?;
-        *lock(&shared.journal) = Some(journal);
         Ok(Self {
             shared,
             _lock: segments.lock,
@@ -196,9 +201,10 @@ impl Device {
 
     /// Calls `synced` once everything written so far is on the device.
     pub(crate) fn sync(&self, synced: Box<dyn FnOnce(bool) + Send>) {
-        match &*lock(&self.shared.journal) {
-            Some(journal) if !self.shared.has_failed() => journal.sync(synced),
-            _ => synced(false),
+        if self.shared.has_failed() {
+            synced(false);
+        } else {
+            self.shared.journal.sync(synced);
         }
     }
 }
@@ -206,9 +212,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.shared.queue.close();
-        // Out of the lock: records still to be told of take it.
-        let journal = lock(&self.shared.journal).take();
-        drop(journal);
+        self.shared.journal.close();
     }
 }
 
@@ -236,15 +240,8 @@ impl Shared {
             .flatten()
     }
 
-    /// Appends a record; `written` hears whether that worked.
-    fn tell(&self, record: Record, written: Box<dyn FnOnce(bool) + Send>) {
-        match &*lock(&self.journal) {
-            Some(journal) => journal.append(record, written),
-            None => written(false),
-        }
-    }
-
-    /// Tells the journal that a slot was left; then the slot is free.
+    /// Tells the journal that a slot was left; then the slot is free. That is written with the next
+    /// records: until then the block is still whole where it was, and the slot is not used.
     fn tell_left(self: &Arc<Self>, left: Option<Left>) {
         let Some(left) = left else { return };
         let shared = self.clone();
@@ -252,7 +249,7 @@ impl Shared {
             slot: left.slot,
             generation: left.generation,
         };
-        self.tell(
+        self.journal.append(
             record,
             Box::new(move |written| {
                 if written && left.reuse {
@@ -302,11 +299,18 @@ fn engine(choice: EngineChoice, parts: &EngineParts) -> Result<Box<dyn IoEngine>
         let threads = Threads::new(parts).map_err(none)?;
         Ok::<Box<dyn IoEngine>, _>(Box::new(threads))
     };
-    match (choice, Uring::new(parts)) {
-        (EngineChoice::Threads, _) => threads(),
-        (_, Ok(uring)) => Ok(Box::new(uring)),
-        (EngineChoice::IoUring, Err(source)) => Err(SsdError::NoIoUring { source }),
-        (EngineChoice::Auto, Err(error)) => {
+    if choice == EngineChoice::Threads {
+        return threads();
+    }
+    #[cfg(feature = "rio")]
+    if choice == EngineChoice::Rio {
+        let rio = Rio::new(parts).map_err(|source| SsdError::NoIoUring { source })?;
+        return Ok(Box::new(rio));
+    }
+    match (Uring::new(parts), choice) {
+        (Ok(uring), _) => Ok(Box::new(uring)),
+        (Err(source), EngineChoice::IoUring) => Err(SsdError::NoIoUring { source }),
+        (Err(error), _) => {
             tracing::info!(%error, "no io_uring here; threads do the SSD tier's transfers");
             threads()
         }

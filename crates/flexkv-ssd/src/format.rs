@@ -9,9 +9,9 @@ use flexkv_block::{BlockLayout, FRAME_HEADER_BYTES};
 use twox_hash::XxHash3_64;
 
 /// Unit of everything in a segment.
-pub(crate) const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 /// Bytes of a journal's header and of each of its records.
-pub(crate) const RECORD_BYTES: usize = 64;
+pub const RECORD_BYTES: usize = 64;
 /// Version written and read here.
 const VERSION: u16 = 1;
 const SEGMENT_MAGIC: [u8; 4] = *b"FKVS";
@@ -21,16 +21,18 @@ const FRAME_COVERED: usize = 96;
 
 /// How a directory's slots are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
-    pub(crate) namespace: NamespaceId,
-    pub(crate) block_bytes: usize,
+pub struct Geometry {
+    /// Whose blocks these are.
+    pub namespace: NamespaceId,
+    /// Bytes of a block.
+    pub block_bytes: usize,
     /// Slots of a full segment.
-    pub(crate) per_segment: u32,
+    pub per_segment: u32,
 }
 
 impl Geometry {
     /// The geometry whose segments have at most `segment_bytes` bytes, or one slot.
-    pub(crate) fn new(namespace: NamespaceId, block_bytes: usize, segment_bytes: u64) -> Self {
+    pub fn new(namespace: NamespaceId, block_bytes: usize, segment_bytes: u64) -> Self {
         let mut it = Self {
             namespace,
             block_bytes,
@@ -42,17 +44,17 @@ impl Geometry {
     }
 
     /// Bytes from one slot to the next.
-    pub(crate) fn stride(&self) -> u64 {
+    pub fn stride(&self) -> u64 {
         (PAGE + self.block_bytes.next_multiple_of(PAGE)) as u64
     }
 
     /// Bytes of a segment of `slots` slots.
-    pub(crate) fn segment_bytes(&self, slots: u32) -> u64 {
+    pub fn segment_bytes(&self, slots: u32) -> u64 {
         PAGE as u64 + u64::from(slots) * self.stride()
     }
 
     /// The segment of a slot, and where in it the slot's frame page begins.
-    pub(crate) fn place(&self, slot: u32) -> (usize, u64) {
+    pub fn place(&self, slot: u32) -> (usize, u64) {
         let segment = (slot / self.per_segment) as usize;
         let at = PAGE as u64 + u64::from(slot % self.per_segment) * self.stride();
         (segment, at)
@@ -60,7 +62,7 @@ impl Geometry {
 }
 
 /// The page at the start of a segment.
-pub(crate) fn segment_page(geometry: &Geometry, epoch: u64, number: u32, slots: u32) -> Vec<u8> {
+pub fn segment_page(geometry: &Geometry, epoch: u64, number: u32, slots: u32) -> Vec<u8> {
     let mut page = vec![0; PAGE];
     page[0..4].copy_from_slice(&SEGMENT_MAGIC);
     page[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -76,7 +78,7 @@ pub(crate) fn segment_page(geometry: &Geometry, epoch: u64, number: u32, slots: 
 }
 
 /// The epoch in a segment's first page, if the page is that of segment `number` of this geometry.
-pub(crate) fn segment_epoch(page: &[u8], geometry: &Geometry, number: u32) -> Option<u64> {
+pub fn segment_epoch(page: &[u8], geometry: &Geometry, number: u32) -> Option<u64> {
     let epoch = u64::from_le_bytes(take(page, 8)?);
     let slots = u32::from_le_bytes(take(page, 44)?);
     (page.get(..PAGE)? == segment_page(geometry, epoch, number, slots)).then_some(epoch)
@@ -84,16 +86,21 @@ pub(crate) fn segment_epoch(page: &[u8], geometry: &Geometry, number: u32) -> Op
 
 /// What a slot holds, as told by its frame page or by a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) slot: u32,
-    pub(crate) generation: Generation,
-    pub(crate) key: BlockKey,
-    pub(crate) parent: Option<BlockKey>,
-    pub(crate) checksum: Checksum,
+pub struct Held {
+    /// Its number within the directory.
+    pub slot: u32,
+    /// How often the slot was filled.
+    pub generation: Generation,
+    /// Which block it is.
+    pub key: BlockKey,
+    /// The block before it in its prompt.
+    pub parent: Option<BlockKey>,
+    /// Of the block's bytes.
+    pub checksum: Checksum,
 }
 
 /// The page before a block's bytes.
-pub(crate) fn frame_page(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; PAGE] {
+pub fn frame_page(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; PAGE] {
     let header = FrameHeader {
         key: held.key,
         location: Location {
@@ -117,12 +124,7 @@ pub(crate) fn frame_page(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; P
 }
 
 /// What the frame page of slot `slot` tells, unless it is damaged or of another life.
-pub(crate) fn read_frame_page(
-    page: &[u8],
-    slot: u32,
-    geometry: &Geometry,
-    epoch: u64,
-) -> Option<Held> {
+pub fn read_frame_page(page: &[u8], slot: u32, geometry: &Geometry, epoch: u64) -> Option<Held> {
     let sum = u64::from_le_bytes(take(page, FRAME_COVERED)?);
     if XxHash3_64::oneshot(&page[..FRAME_COVERED]) != sum {
         return None;
@@ -141,11 +143,16 @@ pub(crate) fn read_frame_page(
 
 /// One line of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Record {
+pub enum Record {
     /// The slot holds this block from now on.
     Held(Held),
     /// What the slot held in this generation is gone.
-    Freed { slot: u32, generation: Generation },
+    Freed {
+        /// The slot's number.
+        slot: u32,
+        /// What it held.
+        generation: Generation,
+    },
     /// Nothing was changed after this.
     Closed,
 }
@@ -156,7 +163,7 @@ const CLOSED: u16 = 3;
 
 impl Record {
     /// The record's bytes.
-    pub(crate) fn encode(&self, epoch: u64) -> [u8; RECORD_BYTES] {
+    pub fn encode(&self, epoch: u64) -> [u8; RECORD_BYTES] {
         let mut out = [0; RECORD_BYTES];
         match self {
             Self::Held(held) => {
@@ -177,13 +184,13 @@ impl Record {
             }
             Self::Closed => out[0..2].copy_from_slice(&CLOSED.to_le_bytes()),
         }
-        let sum = sum_with(&out[..56], epoch);
+        let sum = sum(&out[..56], epoch);
         out[56..].copy_from_slice(&sum.to_le_bytes());
         out
     }
 
     /// Reads a record of the journal of `epoch`; `None` if it is none.
-    pub(crate) fn decode(bytes: &[u8; RECORD_BYTES], epoch: u64) -> Option<Self> {
+    pub fn decode(bytes: &[u8; RECORD_BYTES], epoch: u64) -> Option<Self> {
         let slot = u32::from_le_bytes(take(bytes, 4)?);
         let generation = Generation::new(u32::from_le_bytes(take(bytes, 8)?));
         let record = match u16::from_le_bytes(take(bytes, 0)?) {
@@ -206,7 +213,7 @@ impl Record {
 }
 
 /// The first bytes of a journal.
-pub(crate) fn journal_header(epoch: u64, boot: [u8; 16]) -> [u8; RECORD_BYTES] {
+pub fn journal_header(epoch: u64, boot: [u8; 16]) -> [u8; RECORD_BYTES] {
     let mut out = [0; RECORD_BYTES];
     out[0..4].copy_from_slice(&JOURNAL_MAGIC);
     out[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -218,10 +225,57 @@ pub(crate) fn journal_header(epoch: u64, boot: [u8; 16]) -> [u8; RECORD_BYTES] {
 }
 
 /// Epoch and boot id in a journal's header.
-pub(crate) fn read_journal_header(bytes: &[u8]) -> Option<(u64, [u8; 16])> {
+pub fn read_journal_header(bytes: &[u8]) -> Option<(u64, [u8; 16])> {
     let epoch = u64::from_le_bytes(take(bytes, 8)?);
     let boot = take(bytes, 16)?;
     (bytes.get(..RECORD_BYTES)? == journal_header(epoch, boot)).then_some((epoch, boot))
+}
+
+/// What a journal says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalText {
+    /// The start of the machine that it was begun in.
+    pub boot: [u8; 16],
+    /// What each slot holds, by slot.
+    pub held: Vec<Held>,
+    /// Whether its last record says that nothing was changed after it.
+    pub closed: bool,
+}
+
+/// Reads the journal of `epoch` of a directory of `slots` slots; `None` if it is of another epoch, or
+/// a whole record is none. A last record that is cut short does not count.
+pub fn read_journal(bytes: &[u8], epoch: u64, slots: u32) -> Option<JournalText> {
+    let (found, boot) = read_journal_header(bytes)?;
+    if found != epoch {
+        return None;
+    }
+    let mut held: Vec<Option<Held>> = vec![None; slots as usize];
+    let mut closed = false;
+    let (records, _) = bytes.get(RECORD_BYTES..)?.as_chunks::<RECORD_BYTES>();
+    for record in records {
+        closed = false;
+        match Record::decode(record, epoch)? {
+            // Slots of a time when the directory's share was larger are passed over.
+            Record::Held(it) => {
+                if let Some(slot) = held.get_mut(it.slot as usize) {
+                    *slot = Some(it);
+                }
+            }
+            Record::Freed { slot, generation } => {
+                if let Some(slot) = held.get_mut(slot as usize)
+                    && slot.is_some_and(|it| it.generation == generation)
+                {
+                    *slot = None;
+                }
+            }
+            Record::Closed => closed = true,
+        }
+    }
+    Some(JournalText {
+        boot,
+        held: held.into_iter().flatten().collect(),
+        closed,
+    })
 }
 
 /// `Some(None)` if there is no parent; the caller compares the whole structure afterwards.
@@ -234,8 +288,9 @@ fn parent(bytes: &[u8], at: usize, there: bool) -> Option<Option<BlockKey>> {
     Some(there.then_some(key))
 }
 
-fn sum_with(bytes: &[u8], epoch: u64) -> u64 {
-    XxHash3_64::oneshot_with_seed(epoch, bytes)
+/// The checksum of everything here: that of a record has the epoch as seed, all others 0.
+pub fn sum(bytes: &[u8], seed: u64) -> u64 {
+    XxHash3_64::oneshot_with_seed(seed, bytes)
 }
 
 fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -243,7 +298,7 @@ fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 /// Whether blocks of this size can be kept.
-pub(crate) fn fits(block_bytes: usize) -> bool {
+pub fn fits(block_bytes: usize) -> bool {
     block_bytes > 0 && block_bytes as u64 <= BlockLayout::MAX_BLOCK_BYTES
 }
 

@@ -1,8 +1,11 @@
-//! Transfers between memory and files, behind one trait: io_uring, or threads.
+//! Transfers between memory and files, behind one trait: io_uring, threads, or `rio` where that was
+//! built in.
 //!
 //! An engine is given its files once and moves whole ranges of memory; a transfer that ends short is
 //! an error. It knows nothing of blocks, slots or order: what is submitted later may end earlier.
 
+#[cfg(feature = "rio")]
+mod rio;
 mod threads;
 mod uring;
 
@@ -12,6 +15,8 @@ use std::sync::Arc;
 
 use flexkv_ports::{Memory, MemorySlice};
 
+#[cfg(feature = "rio")]
+pub use self::rio::Rio;
 pub use threads::Threads;
 pub use uring::Uring;
 
@@ -26,6 +31,8 @@ pub enum Request {
     Read(MemorySlice),
     /// Write this memory to the file.
     Write(MemorySlice),
+    /// Write these one after the other: one operation that ends once, with both.
+    WriteBoth([MemorySlice; 2]),
     /// Have the device keep what was written to the file.
     Sync,
 }
@@ -61,22 +68,34 @@ pub struct EngineParts {
     pub depth: u32,
     /// Memory that operations will use often.
     pub memory: Vec<Arc<dyn Memory>>,
+    /// Called on a thread of the engine after it has told of all operations that ended together, so
+    /// that what follows from them can be done at once.
+    pub settled: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Request {
+    /// The memory that is moved, in the order of the file.
+    fn parts(&self) -> &[MemorySlice] {
+        match self {
+            Self::Read(bytes) | Self::Write(bytes) => std::slice::from_ref(bytes),
+            Self::WriteBoth(parts) => parts,
+            Self::Sync => &[],
+        }
+    }
+
     /// What a transfer of `done` bytes means for this request.
     fn judge(&self, done: usize) -> io::Result<()> {
-        let (wanted, kind) = match self {
-            Self::Read(bytes) => (bytes.len(), io::ErrorKind::UnexpectedEof),
-            Self::Write(bytes) => (bytes.len(), io::ErrorKind::WriteZero),
+        let wanted: usize = self.parts().iter().map(MemorySlice::len).sum();
+        if done == wanted {
+            return Ok(());
+        }
+        let kind = match self {
+            Self::Read(_) => io::ErrorKind::UnexpectedEof,
+            Self::Write(_) | Self::WriteBoth(_) => io::ErrorKind::WriteZero,
             Self::Sync => return Ok(()),
         };
-        if done == wanted {
-            Ok(())
-        } else {
-            let what = format!("{done} of {wanted} bytes were transferred");
-            Err(io::Error::new(kind, what))
-        }
+        let what = format!("{done} of {wanted} bytes were transferred");
+        Err(io::Error::new(kind, what))
     }
 }
 

@@ -1,13 +1,14 @@
-//! The journal of one directory: a file that grows by a record for every change, and the thread that
-//! writes it.
+//! The journal of one directory: a file that grows by a record for every change.
 //!
-//! Whoever waits for a record is told once it is in the file, so a process that is killed later
-//! loses nothing of it. Records that are outdated are left out when the file is written anew.
+//! Records are collected and written by whoever asks for that first; whoever comes meanwhile leaves
+//! its records to them. Whoever waits for a record is told once it is in the file, so a process that
+//! is killed later loses nothing of it. A thread of its own does what takes long: it has the device
+//! keep everything, and writes the file anew without records that are outdated.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -17,20 +18,20 @@ use crate::format::{self, Held, RECORD_BYTES, Record};
 /// Told whether it was written.
 pub(crate) type Written = Box<dyn FnOnce(bool) + Send>;
 
-/// Records written at once.
-const BATCH_MAX: usize = 4096;
 /// A journal is not written anew before it has this many records.
 const RECORDS_MIN: u64 = 1 << 16;
 
+/// What takes long.
 enum Order {
-    Append(Record, Written),
     Sync(Written),
+    Renew,
 }
 
 /// A journal being written.
 pub(crate) struct Journal {
-    orders: Option<Sender<Order>>,
-    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// `None` once it is closed.
+    thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
 }
 
 /// What a journal is made of.
@@ -41,55 +42,79 @@ pub(crate) struct JournalParts {
     /// The files that must be on the device before a sync is.
     pub(crate) files: Arc<Vec<File>>,
     /// All blocks of the directory, at any time.
-    pub(crate) live: Box<dyn Fn() -> Vec<Held> + Send>,
+    pub(crate) live: Box<dyn Fn() -> Vec<Held> + Send + Sync>,
+}
+
+struct Shared {
+    parts: JournalParts,
+    waiting: Mutex<Waiting>,
+    writer: Mutex<Writer>,
+}
+
+/// Records that nobody has written yet.
+#[derive(Default)]
+struct Waiting {
+    records: Vec<(Record, Written)>,
+    closed: bool,
 }
 
 impl Journal {
     /// Writes a new journal of what is live now and goes on from there.
     pub(crate) fn start(parts: JournalParts) -> io::Result<Self> {
-        let (file, records) = write_anew(&parts)?;
-        let (orders, work) = unbounded();
-        let mut writer = Writer {
+        let writer = Writer::anew(&parts)?;
+        let shared = Arc::new(Shared {
             parts,
-            file,
-            records,
-            limit: 0,
-            broken: false,
-        };
-        writer.set_limit();
+            waiting: Mutex::default(),
+            writer: Mutex::new(writer),
+        });
+        let (orders, work) = unbounded();
+        let serving = shared.clone();
         let thread = Builder::new()
             .name("ssd-journal".to_owned())
-            .spawn(move || writer.run(&work))?;
+            .spawn(move || serving.serve(&work))?;
         Ok(Self {
-            orders: Some(orders),
-            thread: Some(thread),
+            shared,
+            thread: Mutex::new(Some((orders, thread))),
         })
     }
 
-    /// Appends a record.
+    /// Takes a record. It is written with the next call of `flush`, whoever makes it.
     pub(crate) fn append(&self, record: Record, written: Written) {
-        self.send(Order::Append(record, written));
+        let mut waiting = lock(&self.shared.waiting);
+        if waiting.closed {
+            drop(waiting);
+            return written(false);
+        }
+        waiting.records.push((record, written));
+    }
+
+    /// Writes the records taken so far, or leaves that to whoever is writing now.
+    pub(crate) fn flush(&self) {
+        if self.shared.flush() {
+            self.order(Order::Renew);
+        }
     }
 
     /// Has the device keep the files and the journal.
     pub(crate) fn sync(&self, synced: Written) {
-        self.send(Order::Sync(synced));
+        self.order(Order::Sync(synced));
     }
 
-    fn send(&self, order: Order) {
-        let sent = match &self.orders {
-            Some(orders) => orders.send(order).map_err(|refused| refused.into_inner()),
-            None => Err(order),
+    fn order(&self, order: Order) {
+        let refused = match &*lock(&self.thread) {
+            Some((orders, _)) => orders.send(order).err().map(|refused| refused.into_inner()),
+            None => Some(order),
         };
-        if let Err(Order::Append(_, told) | Order::Sync(told)) = sent {
+        if let Some(Order::Sync(told)) = refused {
             told(false);
         }
     }
 
-    /// Writes everything that was ordered, has the device keep it, and notes that nothing is open.
-    pub(crate) fn close(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
+    /// Writes everything that was taken, has the device keep it, and notes that nothing is open.
+    pub(crate) fn close(&self) {
+        let thread = lock(&self.thread).take();
+        if let Some((orders, thread)) = thread {
+            drop(orders);
             thread.join().ok();
         }
     }
@@ -101,85 +126,154 @@ impl Drop for Journal {
     }
 }
 
-/// The thread's state.
+impl Shared {
+    /// Says whether the file has become so long that it should be written anew.
+    fn flush(&self) -> bool {
+        loop {
+            let mut writer = match self.writer.try_lock() {
+                Ok(writer) => writer,
+                // Whoever has it looks for more after they let go.
+                Err(TryLockError::WouldBlock) => return false,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            };
+            self.write_waiting(&mut writer);
+            let long = writer.is_long();
+            drop(writer);
+            if lock(&self.waiting).records.is_empty() {
+                return long;
+            }
+        }
+    }
+
+    /// Those who wait are told while the writer is held: until they know, nobody looks at what is
+    /// live in order to write the file anew.
+    fn write_waiting(&self, writer: &mut Writer) {
+        let records = std::mem::take(&mut lock(&self.waiting).records);
+        let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES);
+        for (record, _) in &records {
+            bytes.extend_from_slice(&record.encode(self.parts.epoch));
+        }
+        let written = writer.append(&self.parts.dir, &bytes);
+        for (_, told) in records {
+            told(written);
+        }
+    }
+
+    /// The thread.
+    fn serve(&self, work: &Receiver<Order>) {
+        for order in work {
+            match order {
+                Order::Sync(told) => {
+                    let mut others = vec![told];
+                    let mut renew = false;
+                    for order in work.try_iter() {
+                        match order {
+                            Order::Sync(told) => others.push(told),
+                            Order::Renew => renew = true,
+                        }
+                    }
+                    // One serves all that were ordered by now.
+                    let synced = self.sync();
+                    others.into_iter().for_each(|told| told(synced));
+                    if renew {
+                        self.renew();
+                    }
+                }
+                Order::Renew => self.renew(),
+            }
+        }
+        lock(&self.waiting).closed = true;
+        if self.sync() {
+            let closed = Record::Closed.encode(self.parts.epoch);
+            lock(&self.writer).append(&self.parts.dir, &closed);
+            self.sync();
+        }
+    }
+
+    /// Writers go on meanwhile; what they write is not promised to be kept by this call.
+    fn sync(&self) -> bool {
+        let mut writer = lock(&self.writer);
+        self.write_waiting(&mut writer);
+        let file = if writer.broken {
+            None
+        } else {
+            writer.file.try_clone().ok()
+        };
+        drop(writer);
+        self.flush();
+        let Some(file) = file else { return false };
+        let mut files = self.parts.files.iter().chain([&file]);
+        files.all(|file| file.sync_data().is_ok())
+    }
+
+    /// Replaces the journal by a shorter one; if that fails, the old one goes on.
+    fn renew(&self) {
+        let mut writer = lock(&self.writer);
+        if !writer.is_long() {
+            return;
+        }
+        match Writer::anew(&self.parts) {
+            Ok(new) => *writer = new,
+            Err(error) => {
+                let dir = self.parts.dir.display();
+                tracing::warn!(%dir, %error, "the journal cannot be written anew");
+                writer.set_limit();
+            }
+        }
+        drop(writer);
+        self.flush();
+    }
+}
+
+/// The open file.
 struct Writer {
-    parts: JournalParts,
     file: File,
     /// Records in the file.
     records: u64,
-    /// The file is written anew once it has so many.
+    /// The file is to be written anew once it has so many.
     limit: u64,
     /// The file took no more; nothing is promised since.
     broken: bool,
 }
 
 impl Writer {
-    fn run(&mut self, work: &Receiver<Order>) {
-        while let Ok(first) = work.recv() {
-            let mut orders = vec![first];
-            orders.extend(work.try_iter().take(BATCH_MAX - 1));
-            self.carry_out(orders);
-            if self.records > self.limit {
-                self.renew();
-            }
-        }
-        if self.sync() {
-            self.append(&Record::Closed.encode(self.parts.epoch));
-            self.sync();
-        }
+    /// A new file of what is live now.
+    fn anew(parts: &JournalParts) -> io::Result<Self> {
+        let (file, records) = write_anew(parts)?;
+        let mut writer = Self {
+            file,
+            records,
+            limit: 0,
+            broken: false,
+        };
+        writer.set_limit();
+        Ok(writer)
     }
 
-    fn carry_out(&mut self, orders: Vec<Order>) {
-        let mut bytes = Vec::with_capacity(orders.len() * RECORD_BYTES);
-        for order in &orders {
-            if let Order::Append(record, _) = order {
-                bytes.extend_from_slice(&record.encode(self.parts.epoch));
-            }
-        }
-        let written = self.append(&bytes);
-        let mut synced = None;
-        for order in orders {
-            match order {
-                Order::Append(_, told) => told(written),
-                // One serves all that were ordered together.
-                Order::Sync(told) => told(*synced.get_or_insert_with(|| self.sync())),
-            }
-        }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> bool {
+    fn append(&mut self, dir: &Path, bytes: &[u8]) -> bool {
         if self.broken {
             return false;
         }
         self.records += (bytes.len() / RECORD_BYTES) as u64;
         if let Err(error) = self.file.write_all(bytes) {
-            let dir = self.parts.dir.display();
+            let dir = dir.display();
             tracing::error!(%dir, %error, "the journal cannot be written");
             self.broken = true;
         }
         !self.broken
     }
 
-    fn sync(&self) -> bool {
-        let mut files = self.parts.files.iter().chain([&self.file]);
-        !self.broken && files.all(|file| file.sync_data().is_ok())
-    }
-
-    /// Replaces the journal by a shorter one; if that fails, the old one goes on.
-    fn renew(&mut self) {
-        match write_anew(&self.parts) {
-            Ok((file, records)) => (self.file, self.records) = (file, records),
-            Err(error) => {
-                let dir = self.parts.dir.display();
-                tracing::warn!(%dir, %error, "the journal cannot be written anew");
-            }
-        }
-        self.set_limit();
+    fn is_long(&self) -> bool {
+        self.records > self.limit
     }
 
     fn set_limit(&mut self) {
         self.limit = (4 * self.records).max(RECORDS_MIN);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A journal of what is live, in place of the one that is there.
@@ -223,35 +317,10 @@ pub(crate) struct Told {
 /// that was being written when the process ended does not count.
 pub(crate) fn read(dir: &Path, epoch: u64, slots: u32) -> Option<Told> {
     let bytes = std::fs::read(path(dir)).ok()?;
-    let (found, boot) = format::read_journal_header(&bytes)?;
-    if found != epoch {
-        return None;
-    }
-    let mut held: Vec<Option<Held>> = vec![None; slots as usize];
-    let mut closed = false;
-    let (records, _) = bytes.get(RECORD_BYTES..)?.as_chunks::<RECORD_BYTES>();
-    for record in records {
-        closed = false;
-        match Record::decode(record, epoch)? {
-            // Slots of a time when the directory's share was larger are passed over.
-            Record::Held(it) => {
-                if let Some(slot) = held.get_mut(it.slot as usize) {
-                    *slot = Some(it);
-                }
-            }
-            Record::Freed { slot, generation } => {
-                if let Some(slot) = held.get_mut(slot as usize)
-                    && slot.is_some_and(|it| it.generation == generation)
-                {
-                    *slot = None;
-                }
-            }
-            Record::Closed => closed = true,
-        }
-    }
+    let text = format::read_journal(&bytes, epoch, slots)?;
     Some(Told {
-        held: held.into_iter().flatten().collect(),
-        trusted: closed || boot_id() == Some(boot),
+        held: text.held,
+        trusted: text.closed || boot_id() == Some(text.boot),
     })
 }
 

@@ -8,7 +8,7 @@
 mod config;
 mod device;
 mod error;
-mod format;
+pub mod format;
 pub mod io;
 mod journal;
 mod recovery;

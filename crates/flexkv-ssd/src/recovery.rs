@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
@@ -16,8 +15,9 @@ use crate::format::{self, Geometry, Held, PAGE};
 use crate::journal;
 use crate::segments::Segments;
 
-/// More threads than this only wait for the device.
-const THREADS_MAX: usize = 4;
+/// Reads in flight, each with a thread that looks at what came: a device that is asked for one thing
+/// at a time is slow.
+const THREADS: usize = 4;
 
 /// Bytes read at a time, or one slot.
 const READ_BYTES: usize = 4 << 20;
@@ -60,11 +60,8 @@ fn scan(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
             read_slots(segments, geometry, first..end, &buffer, &mut found);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads.min(THREADS_MAX))
-            .map(|_| scope.spawn(work))
-            .collect();
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
         let found = threads.into_iter().map(|thread| thread.join());
         found.flat_map(Result::unwrap_or_default).collect()
     })

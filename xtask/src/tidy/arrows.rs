@@ -2,7 +2,7 @@
 //!
 //! Knows only what `cargo metadata` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -110,6 +110,7 @@ const ARROWS: &[Arrow] = &[
             "flexkv-engine",
             "flexkv-handshake",
             "flexkv-redis",
+            "flexkv-ssd",
             "flexkv-tcp",
             "flexkv-handshake",
             "flexkv-index",
@@ -136,6 +137,32 @@ const IO: &[&str] = &[
     "fred",
     "redis",
 ];
+
+/// Crates with terms that not everyone can accept, and why: behind features that are off.
+const NOT_BY_DEFAULT: &[(&str, &str)] = &[
+    ("rio", "GPL-3.0, docs/decisions/0014-ssd-engines.md"),
+    (
+        "rdma-mummy-sys",
+        "its licence is unclear, docs/decisions/0011-rdma-sideway-and-its-licence.md",
+    ),
+];
+
+/// Checks the output of `cargo tree` without features: one crate a line.
+pub(super) fn check_default(tree: &str) -> Vec<Finding> {
+    let built: BTreeSet<_> = tree
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let refused = NOT_BY_DEFAULT
+        .iter()
+        .filter(|(name, _)| built.contains(name));
+    refused
+        .map(|(name, why)| {
+            let what = format!("the default build contains {name}: {why}");
+            Finding::new("Cargo.toml", 0, what)
+        })
+        .collect()
+}
 
 /// Checks the output of `cargo metadata`.
 pub(super) fn check(metadata: &str) -> Result<Vec<Finding>> {

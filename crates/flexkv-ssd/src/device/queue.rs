@@ -23,6 +23,19 @@ struct Inner {
     closed: bool,
 }
 
+impl Inner {
+    /// What is to be started next, if there is room for it.
+    fn next(&mut self, depth: usize) -> Option<Op> {
+        if self.in_flight >= depth {
+            return None;
+        }
+        let reads_first = self.reads.pop_front();
+        let op = reads_first.or_else(|| self.writes.pop_front())?;
+        self.in_flight += 1;
+        Some(op)
+    }
+}
+
 impl Queue {
     pub(crate) fn new(engine: Box<dyn IoEngine>, depth: usize) -> Self {
         Self {
@@ -42,38 +55,24 @@ impl Queue {
         self.inner().reads.len()
     }
 
-    /// Starts the operations as soon as there is room.
-    pub(crate) fn submit(self: &Arc<Self>, ops: impl IntoIterator<Item = Op>) {
-        let mut refused = Vec::new();
+    /// Starts the operation as soon as there is room.
+    pub(crate) fn submit(self: &Arc<Self>, op: Op) {
         let mut inner = self.inner();
-        for op in ops {
-            if inner.closed {
-                refused.push(op);
-            } else if matches!(op.request, Request::Read(_)) {
-                inner.reads.push_back(op);
-            } else {
-                inner.writes.push_back(op);
-            }
+        if inner.closed {
+            drop(inner);
+            return (op.done)(Err(io::Error::other("the tier is being closed")));
         }
-        drop(inner);
-        for op in refused {
-            (op.done)(Err(io::Error::other("the tier is being closed")));
+        if matches!(op.request, Request::Read(_)) {
+            inner.reads.push_back(op);
+        } else {
+            inner.writes.push_back(op);
         }
-        self.pump();
+        self.pump(inner);
     }
 
     /// Hands to the engine what there is room for.
-    fn pump(self: &Arc<Self>) {
-        loop {
-            let mut inner = self.inner();
-            if inner.in_flight >= self.depth {
-                return;
-            }
-            let reads_first = inner.reads.pop_front();
-            let Some(op) = reads_first.or_else(|| inner.writes.pop_front()) else {
-                return;
-            };
-            inner.in_flight += 1;
+    fn pump<'a>(self: &'a Arc<Self>, mut inner: MutexGuard<'a, Inner>) {
+        while let Some(op) = inner.next(self.depth) {
             drop(inner);
             let queue = self.clone();
             let told = op.done;
@@ -82,6 +81,7 @@ impl Queue {
                 queue.ended();
             });
             self.engine.submit(Op { done, ..op });
+            inner = self.inner();
         }
     }
 
@@ -89,11 +89,11 @@ impl Queue {
         let mut inner = self.inner();
         inner.in_flight -= 1;
         let idle = inner.in_flight == 0 && inner.reads.is_empty() && inner.writes.is_empty();
-        drop(inner);
         if idle {
+            drop(inner);
             self.idle.notify_all();
         } else {
-            self.pump();
+            self.pump(inner);
         }
     }
 

@@ -1,8 +1,7 @@
 //! Moving one block: into its slot, or out of it. Knows the steps and what undoes them.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use flexkv_block::{BlockKey, Checksum, Location};
 use flexkv_ports::{
@@ -11,7 +10,7 @@ use flexkv_ports::{
 use tokio::sync::oneshot;
 
 use super::pages::Page;
-use super::{READS_MAX, Shared, lock, refused};
+use super::{READS_MAX, Shared, refused};
 use crate::format::{self, Held, PAGE, Record};
 use crate::io::{Op, Request};
 use crate::slots::Fate;
@@ -19,16 +18,13 @@ use crate::stats::count;
 
 type Answer = oneshot::Sender<Result<Location, WriteRefusal>>;
 
-/// A block on its way to disk: frame page and bytes are two operations. Whatever they use lies here.
+/// A block on its way to disk, with whatever that uses.
 struct Writing {
     shared: Arc<Shared>,
     held: Held,
     block: ReadSlot,
     page: Page,
-    /// Operations still to end.
-    left: AtomicU32,
-    error: Mutex<Option<io::Error>>,
-    answer: Mutex<Option<Answer>>,
+    answer: Answer,
 }
 
 /// Writes a block into a free slot.
@@ -52,29 +48,22 @@ pub(super) async fn write(
     let frame = format::frame_page(&held, &shared.geometry, shared.epoch);
     page.bytes().write(0, &frame);
     let (answer, result) = oneshot::channel();
-    let (file, at) = shared.geometry.place(slot);
+    let (file, offset) = shared.geometry.place(slot);
     let payload = aligned_copy(block.bytes());
-    let writing = Arc::new(Writing {
+    let parts = [page.bytes(), payload];
+    let writing = Writing {
         shared: shared.clone(),
         held,
         block,
         page,
-        left: AtomicU32::new(2),
-        error: Mutex::default(),
-        answer: Mutex::new(Some(answer)),
-    });
-    let op = |offset, bytes| {
-        let writing = writing.clone();
-        Op {
-            file,
-            offset,
-            request: Request::Write(bytes),
-            done: Box::new(move |outcome| writing.ended(outcome)),
-        }
+        answer,
     };
-    let ops = [op(at, writing.page.bytes()), op(at + PAGE as u64, payload)];
-    shared.queue.submit(ops);
-    drop(writing);
+    shared.queue.submit(Op {
+        file,
+        offset,
+        request: Request::WriteBoth(parts),
+        done: Box::new(move |outcome| writing.ended(&outcome)),
+    });
     result.await.unwrap_or(Err(WriteRefusal::Failed))
 }
 
@@ -96,58 +85,47 @@ async fn free_slot(shared: &Shared) -> Result<(u32, flexkv_block::Generation), W
                 return Err(WriteRefusal::Full);
             }
         }
+        shared.journal.flush();
         freed.await;
     }
 }
 
 impl Writing {
-    /// One of the two operations has ended; after the last one the block is told of.
-    fn ended(self: Arc<Self>, outcome: io::Result<()>) {
-        if let Err(error) = outcome {
-            *lock(&self.error) = Some(error);
-        }
-        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        let outcome = lock(&self.error).take().map_or(Ok(()), Err);
-        self.shared.note(&outcome);
+    /// The bytes are on disk, or not.
+    fn ended(self, outcome: &io::Result<()>) {
+        self.shared.note(outcome);
         if outcome.is_err() || self.shared.has_failed() {
             return self.refuse();
         }
         let record = Record::Held(self.held);
-        let shared = self.shared.clone();
-        shared.tell(record, Box::new(move |told| self.told(told)));
+        let journal = self.shared.journal.clone();
+        journal.append(record, Box::new(move |told| self.told(told)));
     }
 
     /// The journal has the block, or took nothing.
-    fn told(&self, told: bool) {
+    fn told(self, told: bool) {
         if !told {
             self.shared.give_up();
             return self.refuse();
         }
         self.shared.slots().hold(&self.held);
         count(&self.shared.stats.written_blocks, 1);
-        self.answer(Ok(self.shared.location(&self.held)));
+        let location = self.shared.location(&self.held);
+        self.answer(Ok(location));
     }
 
-    fn refuse(&self) {
+    fn refuse(self) {
         self.shared.slots().retire(self.held.slot);
         count(&self.shared.stats.lost_slots, 1);
         self.shared.freed.notify_waiters();
         self.answer(Err(WriteRefusal::Failed));
     }
 
-    fn answer(&self, answer: Result<Location, WriteRefusal>) {
-        if let Some(waiting) = lock(&self.answer).take() {
-            // Nobody may be waiting any more.
-            waiting.send(answer).ok();
-        }
-    }
-}
-
-impl std::fmt::Debug for Writing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Writing({:?})", self.block)
+    /// Lets go of what the transfer used before anyone is told.
+    fn answer(self, answer: Result<Location, WriteRefusal>) {
+        drop((self.block, self.page));
+        // Nobody may be waiting any more.
+        self.answer.send(answer).ok();
     }
 }
 
@@ -180,12 +158,12 @@ pub(super) async fn read(
         // If nobody waits any more, both end here: the slot is free and the reader is counted out.
         answer.send((into, reading, outcome)).ok();
     };
-    shared.queue.submit([Op {
+    shared.queue.submit(Op {
         file,
         offset: at + PAGE as u64,
         request: Request::Read(bytes),
         done: Box::new(done),
-    }]);
+    });
     match result.await {
         Ok((into, reading, outcome)) => {
             let outcome = reading.judge(&into, &from, &outcome);
@@ -236,7 +214,10 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         let left = self.shared.slots().end_read(self.slot);
-        self.shared.tell_left(left);
+        if left.is_some() {
+            self.shared.tell_left(left);
+            self.shared.journal.flush();
+        }
     }
 }
 

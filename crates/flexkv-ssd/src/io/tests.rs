@@ -21,9 +21,11 @@ struct Bench {
 /// All engines that this machine has, with two files each; the last one is read-only.
 fn each(test: impl Fn(Bench)) {
     type Make = fn(&EngineParts) -> io::Result<Box<dyn IoEngine>>;
-    let kinds: [Make; 2] = [
+    let kinds: &[Make] = &[
         |parts| Ok(Box::new(Threads::new(parts)?)),
         |parts| Ok(Box::new(Uring::new(parts)?)),
+        #[cfg(feature = "rio")]
+        |parts| Ok(Box::new(Rio::new(parts)?)),
     ];
     for make in kinds {
         let dir = tempfile::tempdir().expect("a directory");
@@ -42,6 +44,7 @@ fn each(test: impl Fn(Bench)) {
             files: files.clone(),
             depth: 4,
             memory: vec![memory.clone()],
+            settled: Arc::new(|| ()),
         };
         let engine = match make(&parts) {
             Ok(engine) => engine,

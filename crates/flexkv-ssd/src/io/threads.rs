@@ -1,11 +1,12 @@
-//! The engine for kernels that refuse io_uring: threads that block in `pread` and `pwrite`.
+//! The engine for kernels that refuse io_uring: threads that block in `preadv` and `pwritev`.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use flexkv_ports::MemorySlice;
 
 use super::{EngineParts, IoEngine, Op, Request};
 
@@ -27,8 +28,8 @@ impl Threads {
         let (queue, work) = unbounded::<Op>();
         let mut threads = Vec::new();
         for n in 0..parts.depth.clamp(1, THREADS_MAX) {
-            let (work, files) = (work.clone(), parts.files.clone());
-            let run = move || serve(&work, &files);
+            let (work, parts) = (work.clone(), parts.clone());
+            let run = move || serve(&work, &parts);
             threads.push(Builder::new().name(format!("ssd-io-{n}")).spawn(run)?);
         }
         let queue = Some(queue);
@@ -66,27 +67,33 @@ impl Drop for Threads {
     }
 }
 
-fn serve(work: &Receiver<Op>, files: &Arc<Vec<std::fs::File>>) {
+fn serve(work: &Receiver<Op>, parts: &EngineParts) {
     for op in work {
-        let result = match files.get(op.file) {
+        let result = match parts.files.get(op.file) {
             Some(file) => transfer(file, &op),
             None => Err(io::Error::other(format!("there is no file {}", op.file))),
         };
         (op.done)(result);
+        (parts.settled)();
     }
 }
 
-fn transfer(file: &std::fs::File, op: &Op) -> io::Result<()> {
+fn transfer(file: &File, op: &Op) -> io::Result<()> {
     let at = libc::off_t::try_from(op.offset)
         .map_err(|_| io::Error::other("the offset is beyond any file"))?;
-    let fd = file.as_raw_fd();
+    let pieces: Vec<libc::iovec> = op.request.parts().iter().map(piece).collect();
+    let (fd, first, count) = (
+        file.as_raw_fd(),
+        pieces.as_ptr(),
+        pieces.len() as libc::c_int,
+    );
     loop {
         let n = match &op.request {
-            // SAFETY: the slice keeps its mapping alive and writable for `len` bytes.
-            Request::Read(to) => unsafe { libc::pread(fd, to.as_ptr().cast(), to.len(), at) },
+            // SAFETY: the slices keep their mapping alive and writable for `len` bytes each.
+            Request::Read(_) => unsafe { libc::preadv(fd, first, count, at) },
             // SAFETY: as above, readable.
-            Request::Write(from) => unsafe {
-                libc::pwrite(fd, from.as_ptr().cast(), from.len(), at)
+            Request::Write(_) | Request::WriteBoth(_) => unsafe {
+                libc::pwritev(fd, first, count, at)
             },
             Request::Sync => {
                 file.sync_data()?;
@@ -100,5 +107,12 @@ fn transfer(file: &std::fs::File, op: &Op) -> io::Result<()> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+fn piece(bytes: &MemorySlice) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast(),
+        iov_len: bytes.len(),
     }
 }

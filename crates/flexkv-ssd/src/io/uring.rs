@@ -20,6 +20,8 @@ use super::{EngineParts, IoEngine, Op, Request};
 
 /// The kernel registers no longer pieces of memory.
 const PIECE: usize = 1 << 30;
+/// Bytes of a huge page. A piece of nothing but huge pages costs the kernel less at each transfer.
+const HUGE_PAGE: usize = 2 << 20;
 /// Marks the completion that says there are new operations.
 const WAKE: u64 = u64::MAX;
 
@@ -133,10 +135,21 @@ impl Drop for Uring {
     }
 }
 
+/// An operation that the kernel has, in as many entries of the ring as it has parts.
+struct Started {
+    op: Op,
+    /// Entries still to end.
+    left: usize,
+    /// Bytes moved so far.
+    moved: usize,
+    /// What became of the first one that failed.
+    error: Option<i32>,
+}
+
 /// Operations that the kernel has. If this is dropped while there are any, the kernel would go on
 /// to use memory that is gone: the process ends instead.
 struct InFlight {
-    ops: Vec<Option<Op>>,
+    ops: Vec<Option<Started>>,
     free: Vec<usize>,
 }
 
@@ -150,6 +163,22 @@ impl InFlight {
 
     fn is_empty(&self) -> bool {
         self.free.len() == self.ops.len()
+    }
+
+    /// One entry of an operation has ended; gives back the operation with its last one.
+    fn ended(&mut self, place: usize, result: i32) -> Option<Started> {
+        let it = self.ops.get_mut(place)?;
+        let started = it.as_mut()?;
+        match usize::try_from(result) {
+            Ok(moved) => started.moved += moved,
+            Err(_) => started.error = started.error.or(Some(-result)),
+        }
+        started.left -= 1;
+        if started.left > 0 {
+            return None;
+        }
+        self.free.push(place);
+        it.take()
     }
 }
 
@@ -165,7 +194,8 @@ impl Drop for InFlight {
 /// Memory that the kernel knows, in pieces.
 struct Registered {
     base: usize,
-    len: usize,
+    /// Where each piece ends.
+    ends: Vec<usize>,
     /// The number of its first piece.
     first: u16,
 }
@@ -177,6 +207,11 @@ struct Driver {
     registered: Vec<Registered>,
     work: Receiver<Op>,
     bell: Arc<Bell>,
+    /// One request to watch the bell serves for all its rings.
+    rings_on: bool,
+    /// Operations have ended that nobody has settled.
+    ended: bool,
+    settled: Arc<dyn Fn() + Send + Sync>,
     /// Keep registered files and memory alive.
     files: Arc<Vec<File>>,
     _memory: Vec<Arc<dyn Memory>>,
@@ -185,8 +220,8 @@ struct Driver {
 impl Driver {
     fn new(parts: &EngineParts, work: Receiver<Op>, bell: Arc<Bell>) -> io::Result<Self> {
         let depth = parts.depth.max(1);
-        // One entry more for the bell.
-        let ring = ring((depth + 1).next_power_of_two())?;
+        // Two entries for each, and one for the bell.
+        let ring = ring((2 * depth + 1).next_power_of_two())?;
         let fds: Vec<_> = parts.files.iter().map(|file| file.as_raw_fd()).collect();
         ring.submitter().register_files(&fds)?;
         let registered = register(&ring, &parts.memory);
@@ -196,6 +231,9 @@ impl Driver {
             registered,
             work,
             bell,
+            rings_on: true,
+            ended: false,
+            settled: parts.settled.clone(),
             files: parts.files.clone(),
             _memory: parts.memory.clone(),
         })
@@ -206,6 +244,7 @@ impl Driver {
         self.watch_bell();
         while open || !self.in_flight.is_empty() {
             open = self.take_work(open);
+            self.settle();
             if !open && self.in_flight.is_empty() {
                 break;
             }
@@ -217,6 +256,14 @@ impl Driver {
             self.wait();
             self.bell.awake();
             self.reap();
+            self.settle();
+        }
+    }
+
+    /// Lets others do at once what follows from all that has ended.
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.ended) {
+            (self.settled)();
         }
     }
 
@@ -235,55 +282,75 @@ impl Driver {
     fn start(&mut self, op: Op) {
         if op.file >= self.files.len() {
             let what = format!("there is no file {}", op.file);
+            self.ended = true;
             return (op.done)(Err(io::Error::other(what)));
         }
         let Some(place) = self.in_flight.free.pop() else {
             unreachable!("there was room when the operation was taken")
         };
-        let entry = self.entry(&op).user_data(place as u64);
-        self.in_flight.ops[place] = Some(op);
-        self.push(&entry);
+        let entries = self.entries(&op);
+        let left = entries.len();
+        let entries = entries.into_iter().map(|it| it.user_data(place as u64));
+        let entries: Vec<_> = entries.collect();
+        self.in_flight.ops[place] = Some(Started {
+            op,
+            left,
+            moved: 0,
+            error: None,
+        });
+        for entry in &entries {
+            self.push(entry);
+        }
     }
 
-    fn entry(&self, op: &Op) -> squeue::Entry {
+    /// What an operation is to the ring. Parts that follow each other in the file are put into the
+    /// ring together, so that the kernel makes one request of them for the device.
+    fn entries(&self, op: &Op) -> Vec<squeue::Entry> {
         let file = types::Fixed(op.file as u32);
-        match &op.request {
-            Request::Read(to) => {
-                let (at, len) = (to.as_ptr(), to.len() as u32);
-                match self.piece(to) {
-                    Some(piece) => opcode::ReadFixed::new(file, at, len, piece)
-                        .offset(op.offset)
-                        .build(),
-                    None => opcode::Read::new(file, at, len).offset(op.offset).build(),
-                }
+        if matches!(op.request, Request::Sync) {
+            let sync = opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC);
+            return vec![sync.build()];
+        }
+        let mut offset = op.offset;
+        let parts = op.request.parts().iter();
+        let entries = parts.map(|bytes| {
+            let at = offset;
+            offset += bytes.len() as u64;
+            match op.request {
+                Request::Read(_) => self.read(file, at, bytes),
+                _ => self.write(file, at, bytes),
             }
-            Request::Write(from) => {
-                let (at, len) = (from.as_ptr().cast_const(), from.len() as u32);
-                match self.piece(from) {
-                    Some(piece) => opcode::WriteFixed::new(file, at, len, piece)
-                        .offset(op.offset)
-                        .build(),
-                    None => opcode::Write::new(file, at, len).offset(op.offset).build(),
-                }
-            }
-            Request::Sync => opcode::Fsync::new(file)
-                .flags(types::FsyncFlags::DATASYNC)
+        });
+        entries.collect()
+    }
+
+    fn read(&self, file: types::Fixed, offset: u64, to: &MemorySlice) -> squeue::Entry {
+        let (at, len) = (to.as_ptr(), to.len() as u32);
+        match self.piece(to) {
+            Some(piece) => opcode::ReadFixed::new(file, at, len, piece)
+                .offset(offset)
                 .build(),
+            None => opcode::Read::new(file, at, len).offset(offset).build(),
+        }
+    }
+
+    fn write(&self, file: types::Fixed, offset: u64, from: &MemorySlice) -> squeue::Entry {
+        let (at, len) = (from.as_ptr().cast_const(), from.len() as u32);
+        match self.piece(from) {
+            Some(piece) => opcode::WriteFixed::new(file, at, len, piece)
+                .offset(offset)
+                .build(),
+            None => opcode::Write::new(file, at, len).offset(offset).build(),
         }
     }
 
     /// The registered piece that a range lies in, if it lies in one.
     fn piece(&self, bytes: &MemorySlice) -> Option<u16> {
         let base = bytes.memory().base() as usize;
-        let known = self
-            .registered
-            .iter()
-            .find(|known| known.base == base && bytes.offset() + bytes.len() <= known.len)?;
-        let (first, last) = (
-            bytes.offset() / PIECE,
-            (bytes.offset() + bytes.len() - 1) / PIECE,
-        );
-        (first == last).then(|| known.first + first as u16)
+        let known = self.registered.iter().find(|known| known.base == base)?;
+        let number = known.ends.partition_point(|end| *end <= bytes.offset());
+        let end = known.ends.get(number)?;
+        (bytes.offset() + bytes.len() <= *end).then_some(known.first + number as u16)
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
@@ -296,8 +363,8 @@ impl Driver {
 
     fn watch_bell(&mut self) {
         let fd = types::Fd(self.bell.fd.as_fd().as_raw_fd());
-        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-        self.push(&entry.user_data(WAKE));
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(self.rings_on);
+        self.push(&entry.build().user_data(WAKE));
     }
 
     /// Submits, and sleeps until something has ended.
@@ -315,21 +382,30 @@ impl Driver {
         let ended: Vec<cqueue::Entry> = self.ring.completion().collect();
         for entry in ended {
             if entry.user_data() == WAKE {
-                self.bell.heard();
-                self.watch_bell();
+                self.rang(&entry);
                 continue;
             }
             let place = entry.user_data() as usize;
-            let Some(op) = self.in_flight.ops.get_mut(place).and_then(Option::take) else {
+            let Some(it) = self.in_flight.ended(place, entry.result()) else {
                 continue;
             };
-            self.in_flight.free.push(place);
-            let result = match usize::try_from(entry.result()) {
-                Ok(n) => op.request.judge(n),
-                Err(_) => Err(io::Error::from_raw_os_error(-entry.result())),
+            let result = match it.error {
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                None => it.op.request.judge(it.moved),
             };
-            (op.done)(result);
+            self.ended = true;
+            (it.op.done)(result);
         }
+    }
+
+    /// The bell rang, or cannot be watched in the way that was asked for.
+    fn rang(&mut self, entry: &cqueue::Entry) {
+        if cqueue::more(entry.flags()) {
+            return;
+        }
+        self.rings_on &= entry.result() >= 0;
+        self.bell.heard();
+        self.watch_bell();
     }
 }
 
@@ -347,20 +423,23 @@ fn register(ring: &IoUring, memory: &[Arc<dyn Memory>]) -> Vec<Registered> {
     let mut pieces = Vec::new();
     let mut registered = Vec::new();
     for region in memory.iter().filter(|region| !region.is_empty()) {
+        let ends = ends(region.len());
         let Ok(first) = u16::try_from(pieces.len()) else {
             break;
         };
-        for at in (0..region.len()).step_by(PIECE) {
+        if first.checked_add(ends.len() as u16).is_none() {
+            break;
+        }
+        let mut at = 0;
+        for end in &ends {
             pieces.push(libc::iovec {
                 iov_base: region.base().wrapping_add(at).cast(),
-                iov_len: PIECE.min(region.len() - at),
+                iov_len: end - at,
             });
+            at = *end;
         }
-        registered.push(Registered {
-            base: region.base() as usize,
-            len: region.len(),
-            first,
-        });
+        let base = region.base() as usize;
+        registered.push(Registered { base, ends, first });
     }
     if pieces.is_empty() {
         return registered;
@@ -373,4 +452,14 @@ fn register(ring: &IoUring, memory: &[Arc<dyn Memory>]) -> Vec<Registered> {
             Vec::new()
         }
     }
+}
+
+/// Where the pieces of a region of `len` bytes end. What is too short for a huge page, at its end,
+/// is a piece of its own.
+fn ends(len: usize) -> Vec<usize> {
+    let huge = len - len % HUGE_PAGE;
+    let mut ends: Vec<usize> = (PIECE..huge).step_by(PIECE).collect();
+    ends.extend([huge, len].into_iter().filter(|end| *end > 0));
+    ends.dedup();
+    ends
 }

@@ -51,15 +51,26 @@ fn append(journal: &Journal, records: &[Record]) {
             }),
         );
     }
+    assert!(heard.try_recv().is_err(), "nothing is written yet");
+    journal.flush();
     for _ in records {
         assert!(heard.recv().expect("every record is told of"), "written");
     }
 }
 
+/// Waits until the device has everything.
+fn sync(journal: &Journal) {
+    let (told, heard) = channel();
+    journal.sync(Box::new(move |ok| {
+        told.send(ok).ok();
+    }));
+    assert_eq!(heard.recv(), Ok(true), "synced");
+}
+
 /// A directory with a journal that was closed, or copied while it was open as a kill leaves it.
 fn written(records: &[Record], closed: bool) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut journal = start(dir.path(), &Arc::default());
+    let journal = start(dir.path(), &Arc::default());
     append(&journal, records);
     let killed = std::fs::read(path(dir.path())).expect("the journal");
     journal.close();
@@ -148,6 +159,7 @@ fn a_long_journal_is_written_anew_with_what_is_live() {
         .copied()
         .collect();
     append(&journal, &many);
+    sync(&journal);
     append(&journal, &[Record::Held(held(6, 1))]);
     let bytes = std::fs::metadata(path(dir.path()))
         .expect("the journal")
@@ -161,9 +173,50 @@ fn a_long_journal_is_written_anew_with_what_is_live() {
 }
 
 #[test]
+fn a_close_writes_what_nobody_flushed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = start(dir.path(), &Arc::default());
+    append(
+        &journal,
+        &[Record::Held(held(1, 1)), Record::Held(held(2, 1))],
+    );
+    journal.append(freed(1, 1), Box::new(|_| ()));
+    journal.close();
+    let told = told(dir.path()).expect("a good journal");
+    assert_eq!(told.held, [held(2, 1)]);
+}
+
+#[test]
+fn many_threads_lose_no_record() {
+    const THREADS: u32 = 4;
+    const EACH: u32 = 500;
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = start(dir.path(), &Arc::default());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let journal = &journal;
+            scope.spawn(move || {
+                let (told, heard) = channel();
+                for n in 0..EACH {
+                    let told = told.clone();
+                    let record = Record::Held(held(thread * EACH + n, 1));
+                    let written = Box::new(move |ok| told.send(ok).unwrap_or_default());
+                    journal.append(record, written);
+                    journal.flush();
+                    assert_eq!(heard.recv(), Ok(true), "whoever writes tells");
+                }
+            });
+        }
+    });
+    journal.close();
+    let told = read(dir.path(), EPOCH, THREADS * EACH).expect("a good journal");
+    assert_eq!(told.held.len(), (THREADS * EACH) as usize);
+}
+
+#[test]
 fn a_closed_journal_takes_nothing_more() {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut journal = start(dir.path(), &Arc::default());
+    let journal = start(dir.path(), &Arc::default());
     journal.close();
     let (tell, heard) = channel();
     let too = tell.clone();

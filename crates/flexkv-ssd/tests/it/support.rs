@@ -27,13 +27,18 @@ pub(crate) fn open(config: &SsdConfig) -> SsdTier {
 
 /// All engines that can be chosen and work here.
 pub(crate) fn engines() -> Vec<EngineChoice> {
+    let all = [
+        EngineChoice::IoUring,
+        EngineChoice::Threads,
+        #[cfg(feature = "rio")]
+        EngineChoice::Rio,
+    ];
     let dir = tempfile::tempdir().expect("a directory");
     let mut config = config(dir.path(), 1, BLOCK);
     config.engine = EngineChoice::IoUring;
     let uring = SsdTier::open(&config).is_ok();
-    let all = [EngineChoice::IoUring, EngineChoice::Threads];
     all.into_iter()
-        .filter(|engine| uring || *engine != EngineChoice::IoUring)
+        .filter(|engine| uring || *engine == EngineChoice::Threads)
         .collect()
 }
 

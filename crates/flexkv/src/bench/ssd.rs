@@ -1,23 +1,21 @@
 //! The SSD tier on a directory, beside fio on the same file system in the same run.
 //!
 //! Blocks are written from and read into an arena, at random places, and verified, as always; fio
-//! moves as many bytes without looking at them. Then the tier is opened again, with its journal and
-//! without. Knows nothing of nodes.
+//! moves as many bytes without looking at them. As many transfers are in flight at the device as fio
+//! has, and as many again wait, as loads of several prompts do. Then a tier is opened again. Knows
+//! nothing of nodes.
 
 mod fio;
+mod recovery;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId};
 use flexkv_host::{HostConfig, HostTier};
-use flexkv_ports::{
-    BlockTier as _, Eviction, HeapMemory, MemorySlice, StagedRead, StagedTier as _, WriteRefusal,
-    WriteSlot,
-};
-use flexkv_ssd::{SsdConfig, SsdDir, SsdTier};
+use flexkv_ports::{BlockTier as _, BoxFuture, Eviction, StagedTier as _};
+use flexkv_ssd::{EngineChoice, SsdConfig, SsdDir, SsdTier};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
@@ -26,16 +24,16 @@ use crate::units::show_bytes;
 
 /// Whose blocks are measured with.
 const NAMESPACE: NamespaceId = NamespaceId::from_u128(0x55d);
-/// Bytes of the blocks that recovery is measured with.
-const SMALL: usize = 4096;
-/// More memory than caches hold.
-const COLD: usize = 256 << 20;
+/// Bytes that are hashed to see what that costs.
+const HASHED: usize = 256 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// What to measure.
 pub struct Plan {
     /// Where files are made, and removed afterwards.
     pub dir: PathBuf,
+    /// How transfers reach the kernel: each has its turns.
+    pub engines: Vec<EngineChoice>,
     /// Sizes of blocks.
     pub sizes: Vec<usize>,
     /// Transfers in flight.
@@ -48,8 +46,19 @@ pub struct Plan {
     pub bytes: u64,
     /// Blocks of the tier that is opened again.
     pub recovered: u32,
+    /// Whether blocks lie on huge pages, where the system has them.
+    pub huge_pages: bool,
     /// Whether fio has a turn, too.
-    pub with_fio: bool,
+    pub with_fio: Option<FioMemory>,
+}
+
+/// What fio's buffers lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FioMemory {
+    /// Ordinary pages, as fio has by itself.
+    Ordinary,
+    /// Huge pages, which must have been reserved.
+    Huge,
 }
 
 /// What was measured in one turn.
@@ -86,43 +95,75 @@ pub async fn run(plan: &Plan) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for size in &plan.sizes {
         for depth in &plan.depths {
-            for way in [Way::Write, Way::Read] {
-                rows.extend(measure(plan, dir.path(), *size, *depth, way).await?);
-            }
+            rows.extend(measure(plan, dir.path(), *size, *depth).await?);
+        }
+        for engine in &plan.engines {
+            let files = tier_dir(dir.path(), *engine);
+            std::fs::remove_dir_all(files).context("cannot remove the files")?;
         }
     }
-    rows.extend(recovery(plan, dir.path()).await?);
+    if plan.recovered > 0 {
+        rows.extend(recovery::measure(plan, &dir.path().join("recovery")).await?);
+    }
     Ok(rows)
 }
 
-/// One line of the table: ours and fio in turns.
-async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32, way: Way) -> Result<Vec<Row>> {
-    let mut bench = Bench::new(&dir.join("tier"), plan.bytes, size, depth)?;
-    bench.fill().await?;
-    let hashing = bench.hashing(plan.time / 2)?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..plan.rounds {
-        ours.push(bench.turn(way, plan.time).await?);
-        if plan.with_fio {
-            let job = fio::Job {
-                file: dir.join("fio"),
-                bytes: plan.bytes,
-                block: size,
-                depth,
-                write: way == Way::Write,
-                time: plan.time,
-            };
-            theirs.push(job.run().await?);
+/// Where an engine's files lie. They stay for the next depth.
+fn tier_dir(dir: &Path, engine: EngineChoice) -> PathBuf {
+    dir.join(engine.to_string())
+}
+
+/// All engines and fio in turns, writing and reading.
+async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32) -> Result<Vec<Row>> {
+    let mut engines = Vec::new();
+    for engine in &plan.engines {
+        let dirs = vec![SsdDir {
+            path: tier_dir(dir, *engine),
+            bytes: plan.bytes,
+        }];
+        let mut config = SsdConfig::new(dirs, NAMESPACE, size);
+        config.engine = *engine;
+        config.depth = depth;
+        let mut bench = Bench::new(&config, plan.huge_pages)?;
+        bench.fill().await?;
+        engines.push((*engine, bench));
+    }
+    let mut rows = Vec::new();
+    for way in [Way::Write, Way::Read] {
+        let mut ours = vec![Vec::new(); engines.len()];
+        let (mut theirs, mut hashing) = (Vec::new(), Vec::new());
+        for _ in 0..plan.rounds {
+            for ((_, bench), turns) in engines.iter_mut().zip(&mut ours) {
+                turns.push(bench.turn(way, plan.time).await?);
+            }
+            if let Some(memory) = plan.with_fio {
+                let job = fio::Job {
+                    file: dir.join("fio"),
+                    bytes: plan.bytes,
+                    block: size,
+                    depth,
+                    write: way == Way::Write,
+                    time: plan.time,
+                    memory,
+                };
+                theirs.push(job.run().await?);
+            }
+            if let Some((_, bench)) = engines.first() {
+                hashing.push(bench.cost_of_hashing()?);
+            }
+        }
+        let hashing = median(hashing.into_iter());
+        for ((engine, _), turns) in engines.iter().zip(&ours) {
+            let size = show_bytes(size as u64);
+            let name = format!("{engine}: {} {size}, depth {depth}", way.name());
+            rows.extend(rows_of(&name, hashing, turns, &theirs));
         }
     }
-    drop(bench);
-    std::fs::remove_dir_all(dir.join("tier")).context("cannot remove the files")?;
-    let name = format!("{} {}, depth {depth}", way.name(), show_bytes(size as u64));
-    Ok(rows(&name, hashing, &ours, &theirs))
+    Ok(rows)
 }
 
 /// `hashing` is what the checksums cost, which fio has none of, in ms per GiB.
-fn rows(name: &str, hashing: f64, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
+fn rows_of(name: &str, hashing: f64, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
     let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.gib_per_second));
     let used = |turns: &[Turn]| median(turns.iter().map(|turn| turn.cpu_ms_per_gib));
     let mut speed = Row::new(name, rate(ours), "GiB/s", Better::Higher);
@@ -134,17 +175,31 @@ fn rows(name: &str, hashing: f64, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
     }
     speed = speed.peer("fio", rate(theirs));
     cost = cost.peer("fio", used(theirs));
-    let pairs = || ours.iter().zip(theirs);
-    let faster = median(pairs().map(|(a, b)| a.gib_per_second / b.gib_per_second));
-    let dearer = median(pairs().map(|(a, b)| (a.cpu_ms_per_gib - hashing) / b.cpu_ms_per_gib));
-    let faster = Row::new(format!("{name} of fio"), faster, "", Better::Higher).target(0.9);
-    let dearer_name = format!("{name} CPU without checksums of fio");
-    let dearer = Row::new(dearer_name, dearer, "", Better::Lower).target(1.5);
-    vec![speed, faster, cost, hashes, dearer]
+    let of_fio = |what: &str, ratio: fn(&Turn, &Turn, f64) -> f64, better, target| {
+        let pairs = ours.iter().zip(theirs);
+        let ratio = median(pairs.map(|(a, b)| ratio(a, b, hashing)));
+        Row::new(format!("{name}{what} of fio"), ratio, "", better).target(target)
+    };
+    let faster: fn(&Turn, &Turn, f64) -> f64 = |a, b, _| a.gib_per_second / b.gib_per_second;
+    let dearer: fn(&Turn, &Turn, f64) -> f64 = |a, b, _| a.cpu_ms_per_gib / b.cpu_ms_per_gib;
+    let moving: fn(&Turn, &Turn, f64) -> f64 =
+        |a, b, hashing| (a.cpu_ms_per_gib - hashing) / b.cpu_ms_per_gib;
+    vec![
+        speed,
+        of_fio("", faster, Better::Higher, 0.9),
+        cost,
+        hashes,
+        of_fio(" CPU", dearer, Better::Lower, 1.5),
+        of_fio(" CPU without checksums", moving, Better::Lower, 1.5),
+    ]
 }
 
-/// A block, where it lay in memory, and what became of it.
-type Written = (BlockKey, Location, Result<Location, WriteRefusal>);
+/// A block that was moved, and what is left to do for it.
+enum Moved {
+    Read(Result<(), String>),
+    /// Where it lay in memory, and now on disk.
+    Written(BlockKey, Location, Result<Location, String>),
+}
 
 /// A tier with an arena to move blocks to and from.
 struct Bench {
@@ -153,35 +208,34 @@ struct Bench {
     /// Of all blocks: their keys differ, their bytes do not, so that any slot can be written from.
     sum: Checksum,
     keys: u128,
-    /// Blocks in memory that were written, or are about to be let go by the transfer.
-    leaving: Vec<Location>,
     /// Blocks on disk.
     held: Vec<(BlockKey, Location)>,
     rng: fastrand::Rng,
-    depth: usize,
+    /// Blocks on their way at any time: half of them wait for the device.
+    lanes: usize,
     size: usize,
 }
 
 impl Bench {
-    fn new(dir: &Path, bytes: u64, size: usize, depth: u32) -> Result<Self> {
+    fn new(config: &SsdConfig, huge_pages: bool) -> Result<Self> {
         let mut rng = fastrand::Rng::with_seed(1);
+        let (size, lanes) = (config.block_bytes, 2 * config.depth);
         let arena = HostConfig {
-            slots: 2 * depth,
+            slots: lanes,
             block_bytes: size,
             namespace: NAMESPACE,
             arena: rng.u64(..),
-            huge_pages: true,
+            huge_pages,
             populate: true,
         };
         let memory = HostTier::create(&arena).context("cannot make an arena")?;
-        let dirs = vec![SsdDir {
-            path: dir.to_owned(),
-            bytes,
-        }];
-        let mut config = SsdConfig::new(dirs, NAMESPACE, size);
-        config.depth = depth;
-        config.memory = vec![memory.memory()];
+        let config = SsdConfig {
+            memory: vec![memory.memory()],
+            ..config.clone()
+        };
         let tier = SsdTier::open(&config)?;
+        let recovered = tier.recovered();
+        let held: Vec<_> = recovered.iter().map(|it| (it.key, it.location)).collect();
         let mut content = vec![0; size];
         rng.fill(&mut content);
         let slots: Vec<_> = std::iter::from_fn(|| memory.reserve()).collect();
@@ -193,53 +247,47 @@ impl Bench {
             tier,
             memory,
             sum: Checksum::of(&content),
-            keys: 0,
-            leaving: Vec::new(),
-            held: Vec::new(),
+            // Other keys than those of a tier opened before.
+            keys: u128::from(config.depth) << 32,
+            held,
             rng,
-            depth: depth as usize,
+            lanes: lanes as usize,
             size,
         })
     }
 
     /// Writes until no slot is free.
     async fn fill(&mut self) -> Result<()> {
-        while self.tier.free_slots() > 0 {
-            self.write_some(self.tier.free_slots()).await?;
+        let mut open = FuturesUnordered::new();
+        for _ in 0..self.tier.free_slots() {
+            if open.len() == self.lanes {
+                self.note(open.next().await)?;
+            }
+            open.push(self.write()?);
+        }
+        while let Some(moved) = open.next().await {
+            self.note(Some(moved))?;
         }
         Ok(())
-    }
-
-    /// CPU of hashing blocks that are in no cache, in ms per GiB.
-    fn hashing(&self, time: Duration) -> Result<f64> {
-        let count = COLD / self.size;
-        let memory = Arc::new(HeapMemory::new(count * self.size));
-        let blocks: Vec<MemorySlice> = (0..count)
-            .filter_map(|n| MemorySlice::new(memory.clone(), n * self.size, self.size))
-            .collect();
-        let content = vec![1; self.size];
-        blocks.iter().for_each(|block| block.write(0, &content));
-        let (began, used) = (Instant::now(), cpu(None)?);
-        let mut hashed = 0;
-        while began.elapsed() < time {
-            for block in &blocks {
-                std::hint::black_box(block.checksum());
-            }
-            hashed += blocks.len();
-        }
-        let used = cpu(None)?.saturating_sub(used);
-        Ok(used.as_secs_f64() * 1e3 * GIB / (hashed * self.size) as f64)
     }
 
     /// Moves blocks for a while.
     async fn turn(&mut self, way: Way, time: Duration) -> Result<Turn> {
         let (began, used) = (Instant::now(), cpu(None)?);
+        let mut open = FuturesUnordered::new();
         let mut blocks = 0;
         while began.elapsed() < time {
-            blocks += match way {
-                Way::Write => self.replace_some().await?,
-                Way::Read => self.read_some(8 * self.depth).await?,
-            };
+            while open.len() < self.lanes {
+                open.push(match way {
+                    Way::Write => self.replace()?,
+                    Way::Read => self.read()?,
+                });
+                blocks += 1;
+            }
+            self.note(open.next().await)?;
+        }
+        while let Some(moved) = open.next().await {
+            self.note(Some(moved))?;
         }
         let (took, used) = (began.elapsed(), cpu(None)?.saturating_sub(used));
         let gib = (blocks * self.size) as f64 / GIB;
@@ -249,125 +297,70 @@ impl Bench {
         })
     }
 
-    /// Gives blocks up and writes others instead.
-    async fn replace_some(&mut self) -> Result<usize> {
-        let count = (8 * self.depth).min(self.held.len());
-        for _ in 0..count {
-            let (_, at) = self.held.swap_remove(self.rng.usize(..self.held.len()));
-            self.tier.evict(at);
-        }
-        self.write_some(count).await
-    }
-
-    /// Writes `count` blocks, as many at once as there are lanes.
-    async fn write_some(&mut self, count: usize) -> Result<usize> {
-        let mut open = FuturesUnordered::new();
-        for _ in 0..count {
-            if open.len() == self.depth {
-                self.note(open.next().await)?;
+    /// CPU of hashing, in ms per GiB, in turn what lies in the memory that transfers use: as much of
+    /// it is in caches, and as far apart, as when a transfer has just ended or is to begin.
+    fn cost_of_hashing(&self) -> Result<f64> {
+        let slots: Vec<_> = std::iter::from_fn(|| self.memory.reserve()).collect();
+        let used = cpu(None)?;
+        let mut bytes = 0;
+        while bytes < HASHED {
+            for slot in &slots {
+                std::hint::black_box(slot.bytes().checksum());
+                bytes += self.size;
             }
-            let slot = self.slot().await;
-            self.keys += 1;
-            let key = BlockKey::from_u128(self.keys << 64 | self.keys);
-            let from = self.memory.commit(slot, key, self.sum);
-            let pin = self.memory.pin(from, key);
-            let pin = pin.map_err(|_| anyhow::anyhow!("a block went from memory"))?;
-            let writing = self.tier.write(pin, None);
-            open.push(async move { (key, from, writing.await) });
         }
-        while let Some(written) = open.next().await {
-            self.note(Some(written))?;
-        }
-        Ok(count)
+        let used = cpu(None)?.saturating_sub(used);
+        Ok(used.as_secs_f64() * 1e3 * GIB / bytes as f64)
     }
 
-    /// A slot to write from or read into. There are two for each transfer, so one is free soon.
-    async fn slot(&mut self) -> WriteSlot {
-        loop {
-            let memory = &self.memory;
-            self.leaving
-                .retain(|at| memory.evict(*at) == Eviction::Pinned);
-            if let Some(slot) = memory.reserve() {
-                return slot;
+    /// Writes a block instead of another one. Like a node it gives up some at once.
+    fn replace(&mut self) -> Result<BoxFuture<'static, Moved>> {
+        // A slot is taken once its write goes on, so there must be one for each.
+        if self.tier.free_slots() < self.lanes {
+            for _ in 0..self.lanes.min(self.held.len()) {
+                let (_, at) = self.held.swap_remove(self.rng.usize(..self.held.len()));
+                self.tier.evict(at);
             }
-            tokio::task::yield_now().await;
         }
+        self.write()
     }
 
-    fn note(&mut self, written: Option<Written>) -> Result<()> {
-        let Some((key, from, outcome)) = written else {
-            return Ok(());
-        };
-        self.leaving.push(from);
-        match outcome {
-            Ok(at) => self.held.push((key, at)),
-            Err(refusal) => bail!("a block was not written: {refusal:?}"),
+    fn write(&mut self) -> Result<BoxFuture<'static, Moved>> {
+        let slot = self.memory.reserve().context("no slot of memory is free")?;
+        self.keys += 1;
+        let key = BlockKey::from_u128(self.keys << 64 | self.keys);
+        let from = self.memory.commit(slot, key, self.sum);
+        let pin = self.memory.pin(from, key);
+        let pin = pin.map_err(|_| anyhow::anyhow!("a block went from memory"))?;
+        let writing = self.tier.write(pin, None);
+        Ok(Box::pin(async move {
+            let outcome = writing.await;
+            Moved::Written(key, from, outcome.map_err(|refusal| format!("{refusal:?}")))
+        }))
+    }
+
+    /// Reads a block drawn at random.
+    fn read(&mut self) -> Result<BoxFuture<'static, Moved>> {
+        let (key, at) = self.held[self.rng.usize(..self.held.len())];
+        let into = self.memory.reserve().context("no slot of memory is free")?;
+        let reading = self.tier.read(at, key, into);
+        Ok(Box::pin(async move {
+            let outcome = reading.await.outcome;
+            Moved::Read(outcome.map_or_else(|refusal| Err(format!("{refusal:?}")), |_| Ok(())))
+        }))
+    }
+
+    fn note(&mut self, moved: Option<Moved>) -> Result<()> {
+        match moved {
+            None | Some(Moved::Read(Ok(()))) => {}
+            Some(Moved::Read(Err(refusal))) => bail!("a block was not read: {refusal}"),
+            Some(Moved::Written(_, _, Err(refusal))) => bail!("a block was not written: {refusal}"),
+            Some(Moved::Written(key, from, Ok(at))) => {
+                let gone = self.memory.evict(from);
+                anyhow::ensure!(gone == Eviction::Done, "a written block is still in use");
+                self.held.push((key, at));
+            }
         }
         Ok(())
     }
-
-    /// Reads `count` blocks drawn at random, as many at once as there are lanes.
-    async fn read_some(&mut self, count: usize) -> Result<usize> {
-        let mut open = FuturesUnordered::new();
-        for _ in 0..count {
-            if open.len() == self.depth {
-                check(open.next().await)?;
-            }
-            let (key, at) = self.held[self.rng.usize(..self.held.len())];
-            let into = self.slot().await;
-            open.push(self.tier.read(at, key, into));
-        }
-        while let Some(read) = open.next().await {
-            check(Some(read))?;
-        }
-        Ok(count)
-    }
-}
-
-fn check(read: Option<StagedRead>) -> Result<()> {
-    match read.map(|read| read.outcome) {
-        Some(Err(refusal)) => bail!("a block was not read: {refusal:?}"),
-        Some(Ok(_)) | None => Ok(()),
-    }
-}
-
-/// A full tier of small blocks, opened again.
-async fn recovery(plan: &Plan, dir: &Path) -> Result<Vec<Row>> {
-    let dir = dir.join("recovery");
-    let slot = 2 * SMALL as u64;
-    let bytes = 4096 + u64::from(plan.recovered) * slot;
-    let open = || Bench::new(&dir, bytes, SMALL, 32);
-    let mut bench = open()?;
-    bench.fill().await?;
-    drop(bench);
-    let timed = || -> Result<f64> {
-        let began = Instant::now();
-        let bench = open()?;
-        let took = began.elapsed().as_secs_f64();
-        let found = bench.tier.stats().recovered_blocks;
-        if found != u64::from(plan.recovered) {
-            bail!("{found} of {} blocks were recovered", plan.recovered);
-        }
-        Ok(took)
-    };
-    let with = timed()?;
-    let inside = std::fs::read_dir(&dir)?
-        .next()
-        .context("files were made")??
-        .path();
-    std::fs::remove_file(inside.join("journal"))?;
-    let without = timed()?;
-    let name = format!("open with {} blocks", plan.recovered);
-    let journal = Row::new(format!("{name}, journal"), with, "s", Better::Lower).target(1.0);
-    let frames = bytes as f64 / GIB / without;
-    Ok(vec![
-        journal,
-        Row::new(format!("{name}, no journal"), without, "s", Better::Lower),
-        Row::new(
-            format!("{name}, no journal: read"),
-            frames,
-            "GiB/s",
-            Better::Higher,
-        ),
-    ])
 }

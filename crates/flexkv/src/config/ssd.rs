@@ -40,7 +40,7 @@ impl SsdSetting {
 pub(super) fn read(fields: &mut Fields<'_>) -> Option<SsdSetting> {
     let paths = fields.texts("ssd.directories").unwrap_or_default();
     let sizes = fields.texts("ssd.sizes").unwrap_or_default();
-    let engine = fields.parsed("ssd.engine", engine).unwrap_or_default();
+    let engine = fields.parsed("ssd.engine", str::parse).unwrap_or_default();
     let admission = fields
         .parsed("ssd.admission", parse_admission)
         .unwrap_or_default();
@@ -99,17 +99,6 @@ fn dirs(fields: &mut Fields<'_>, paths: &[&str], sizes: &[&str]) -> Option<Vec<S
         bytes,
     };
     Some(paths.iter().zip(bytes).map(dir).collect())
-}
-
-fn engine(text: &str) -> Result<EngineChoice, String> {
-    match text {
-        "auto" => Ok(EngineChoice::Auto),
-        "io-uring" => Ok(EngineChoice::IoUring),
-        "threads" => Ok(EngineChoice::Threads),
-        _ => Err(format!(
-            "`{text}` is no engine: write `auto`, `io-uring` or `threads`"
-        )),
-    }
 }
 
 const ADMISSIONS: [(&str, Admission); 3] = [

@@ -37,6 +37,19 @@ fn arrows_of_the_design_pass() {
 }
 
 #[test]
+fn what_is_behind_a_feature_is_not_in_the_default_build() {
+    let found = |tree| {
+        let findings = check_default(tree).into_iter();
+        findings.map(|it| it.what).collect::<Vec<_>>()
+    };
+    let good = "flexkv v0.1.0 (/x)\nrio-like v1.0.0\nlibc v0.2.0 (*)\n\n";
+    assert_eq!(found(good), [""; 0]);
+    let bad = found("flexkv v0.1.0 (/x)\nrio v0.9.4\nrio v0.9.4 (*)\n");
+    assert_eq!(bad.len(), 1);
+    assert!(bad[0].contains("GPL-3.0"), "{bad:?}");
+}
+
+#[test]
 fn adapters_are_strangers_to_each_other() {
     assert_eq!(
         found("flexkv-tcp", &[("flexkv-redis", "")]),

@@ -51,8 +51,12 @@ fn op(offset: u64, request: fn(MemorySlice) -> Request) -> Op {
 fn reads_go_before_writes_and_no_more_than_the_depth_are_in_flight() {
     let engine = Held::default();
     let queue = Arc::new(Queue::new(Box::new(engine.clone()), 2));
-    queue.submit([1, 2, 3].map(|n| op(n, Request::Write)));
-    queue.submit([11, 12].map(|n| op(n, Request::Read)));
+    for n in [1, 2, 3] {
+        queue.submit(op(n, Request::Write));
+    }
+    for n in [11, 12] {
+        queue.submit(op(n, Request::Read));
+    }
     assert_eq!(engine.offsets(), [1, 2]);
     assert_eq!(queue.reads_waiting(), 2);
     engine.end_first();
@@ -67,7 +71,8 @@ fn reads_go_before_writes_and_no_more_than_the_depth_are_in_flight() {
 fn closing_waits_for_what_was_taken_and_refuses_the_rest() {
     let engine = Held::default();
     let queue = Arc::new(Queue::new(Box::new(engine.clone()), 1));
-    queue.submit([op(1, Request::Read), op(2, Request::Write)]);
+    queue.submit(op(1, Request::Read));
+    queue.submit(op(2, Request::Write));
     let closing = std::thread::spawn({
         let queue = queue.clone();
         move || queue.close()
@@ -80,10 +85,10 @@ fn closing_waits_for_what_was_taken_and_refuses_the_rest() {
     let done = Box::new(move |outcome: io::Result<()>| {
         tell.send(outcome.is_err()).ok();
     });
-    queue.submit([Op {
+    queue.submit(Op {
         done,
         ..op(3, Request::Read)
-    }]);
+    });
     assert_eq!(heard.recv(), Ok(true), "refused");
     assert_eq!(engine.offsets(), [0; 0]);
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use super::{GIB, Turn};
+use super::{FioMemory, GIB, Turn};
 
 /// Random transfers past the page cache, with registered buffers and files.
 pub(super) struct Job {
@@ -17,6 +17,7 @@ pub(super) struct Job {
     pub(super) depth: u32,
     pub(super) write: bool,
     pub(super) time: Duration,
+    pub(super) memory: FioMemory,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +58,10 @@ impl Job {
             "--fixedbufs".to_owned(),
             "--registerfiles".to_owned(),
             "--direct=1".to_owned(),
+            match self.memory {
+                FioMemory::Ordinary => "--mem=malloc".to_owned(),
+                FioMemory::Huge => "--mem=mmaphuge".to_owned(),
+            },
             "--output-format=json".to_owned(),
         ];
         let output = Command::new("fio").args(&words).output().await;

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgAction, Args};
+use flexkv_ssd::EngineChoice;
 
 use super::print_rows;
-use crate::bench::ssd::{self, Plan};
+use crate::bench::ssd::{self, FioMemory, Plan};
 use crate::units::{parse_bytes, parse_duration};
 
 /// The SSD tier on a directory: reads, writes, opening it again; beside fio if wanted.
 ///
-/// Files of the size given are made in the directory, twice with --with-fio, and removed
-/// afterwards. The directory must be on the device to be measured; /tmp may be memory.
+/// Files of the size given are made in the directory, one for each engine and one more with
+/// --with-fio, and removed afterwards. The directory must be on the device to be measured; /tmp may be memory.
 ///
 ///   flexkv bench ssd --dir /data
 ///   flexkv bench ssd --dir /data --sizes 1MiB --depths 32 --with-fio
@@ -24,6 +25,14 @@ pub(in crate::cli) struct SsdArgs {
     /// Where to make files
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Engines, which have their turns in each round
+    #[arg(
+        long,
+        value_name = "ENGINE,...",
+        value_delimiter = ',',
+        default_value = "io-uring"
+    )]
+    engines: Vec<EngineChoice>,
     /// Sizes of blocks
     #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = parse_bytes,
           default_value = "256KiB,2MiB")]
@@ -42,27 +51,40 @@ pub(in crate::cli) struct SsdArgs {
     /// Size of the files
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     bytes: u64,
-    /// Blocks of the tier that is opened again
+    /// Blocks of the tier that is opened again; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     recovered: u32,
-    /// Measure fio, too, which must be installed
+    /// Whether blocks lie on huge pages, where the system has them
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    huge_pages: bool,
+    /// Measure fio, too, which must be installed; its buffers lie on ordinary pages
     #[arg(long)]
     with_fio: bool,
+    /// Have fio use huge pages, which must have been reserved (sysctl vm.nr_hugepages)
+    #[arg(long, requires = "with_fio")]
+    fio_huge_pages: bool,
     /// Print an array of rows as JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(args: SsdArgs, out: &mut dyn Write) -> Result<()> {
+    let memory = if args.fio_huge_pages {
+        FioMemory::Huge
+    } else {
+        FioMemory::Ordinary
+    };
     let plan = Plan {
         dir: args.dir,
+        engines: args.engines,
         sizes: args.sizes.iter().map(|size| *size as usize).collect(),
         depths: args.depths,
         time: args.time,
         rounds: args.rounds,
         bytes: args.bytes,
         recovered: args.recovered,
-        with_fio: args.with_fio,
+        huge_pages: args.huge_pages,
+        with_fio: args.with_fio.then_some(memory),
     };
     print_rows(&ssd::run(&plan).await?, args.json, out)
 }
