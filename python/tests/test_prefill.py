@@ -6,6 +6,7 @@ import pytest
 from doubles import BLOCK, FakeAttachment, FakeChain
 
 from flexkv.integration.vllm.fetch import Fetch
+from flexkv.integration.vllm.metrics import Counters
 from flexkv.integration.vllm.prefill import PrefillRate
 
 
@@ -49,3 +50,16 @@ def test_the_node_is_told_what_a_block_costs(recompute_s: Any) -> None:
     node.present = {keys[:16], keys[16:32]}
     Fetch.begin(node, [keys], 0, 5.0, recompute_s)
     assert node.told_recompute_s == [recompute_s]
+
+
+def test_of_a_rate_the_last_one_is_shown_and_of_counts_the_sum() -> None:
+    counters = Counters()
+    together = None
+    for rate in (100.0, 300.0, 200.0):
+        counters.add("lookups")
+        counters.tell("recompute_tokens_per_second", rate)
+        stats = counters.take()
+        assert stats is not None
+        together = stats if together is None else together.aggregate(stats)
+    assert together is not None
+    assert together.reduce() == {"lookups": 3, "recompute_tokens_per_second": 200.0}

@@ -88,7 +88,7 @@ class Counters:
 
 
 class FlexKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
-    """For Prometheus: counters as `vllm:flexkv_NAME_total`, gauges as `vllm:flexkv_NAME`, per engine."""
+    """For Prometheus, per engine: counters `vllm:flexkv_NAME_total`, gauges `vllm:flexkv_NAME`."""
 
     def __init__(
         self,
