@@ -21,11 +21,8 @@ def test_a_fresh_engine_loads_all_full_blocks(host: Host, connector: dict[str, s
     whole = prompt(1, 1000)
     shared = whole[:500] + prompt(2, 300)
     other = prompt(3, 700)
-    # Steps full of prompts, of which the connector learns how fast the engine is.
-    full = [job(prompt(20 + index, 4000), 1) for index in range(4)]
-    batches = [[job(whole)], full, [job(prompt(30, 300))]]
-    first = host.engine(batches, connector, max_num_batched_tokens=1024)
-    assert hits(first) == [0] * 6
+    first = host.engine([[job(whole)]], connector)
+    assert hits(first) == [0]
     assert first["results"][0][0]["told"]["flexkv_saved_tokens"] == 7 * BLOCK
 
     jobs = [job(shared), job(whole), job(other)]
@@ -33,10 +30,6 @@ def test_a_fresh_engine_loads_all_full_blocks(host: Host, connector: dict[str, s
     assert hits(second) == [3 * BLOCK, 4 * BLOCK, 0], "three of seven blocks are loaded by then"
     assert second["metrics"]["vllm:external_prefix_cache_hits"] == 7 * BLOCK
     if connector is OWN:  # the built-in one has no metrics unless the plugin is installed
-        begun, ended = zip(*(each["prefill"] for each in first["results"][1]), strict=True)
-        computed = 4 * 4000 / (max(ended) - min(begun))
-        told = first["metrics"]["vllm:flexkv_recompute_tokens_per_second"]
-        assert computed / 2 < told < computed * 2, "by the times that vLLM itself tells"
         assert second["metrics"]["vllm:flexkv_hit_tokens_local"] == 7 * BLOCK
         assert second["metrics"]["vllm:flexkv_loaded_blocks"] == 7
     third = host.engine([[job(whole)]], connector)
