@@ -1,10 +1,11 @@
 """Reads of other transfer libraries between two processes of this host, as JSON lines.
 
-    peer.py mooncake|nixl-tcp|nixl-shm SIZES BATCHES SECONDS
+    peer.py mooncake|mooncake-store|nixl-tcp|nixl-shm SIZES BATCHES SECONDS
 
-Each line says for one size and batch: GB/s, p50 and p99 in us, and the CPU seconds of both processes
+Each line says for one size and batch: GB/s, p50 and p99 in us, and the CPU seconds of all processes
 for 10^9 bytes. Blocks are read in random order out of more memory than caches hold, into another such
-memory. Neither library verifies what it reads. Knows nothing of what they are compared with.
+memory. None of them verifies what it reads. `mooncake` is the transfer engine alone, which is told where
+each block is; `mooncake-store` looks each up at its master. Knows nothing of what they are compared with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import mmap
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,13 +38,15 @@ def memory() -> tuple[mmap.mmap, int]:
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of all threads of a process that live."""
+    """CPU seconds of all threads that live, of a process and of those that it started."""
     seconds = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             seconds += int((task / "schedstat").read_text().split()[0]) / 1e9
+            children = (task / "children").read_text().split()
         except (OSError, IndexError):
             continue  # It has just ended.
+        seconds += sum(cpu(int(child)) for child in children)
     return seconds
 
 
@@ -98,6 +102,100 @@ class Mooncake:
                 sys.exit(f"a read failed: {done}")
 
         return read
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class MooncakeStore:
+    """The store of Mooncake, over TCP: a master, an owner that only lends memory, and a client."""
+
+    def __init__(self, role: str) -> None:
+        from mooncake.store import MooncakeDistributedStore
+
+        self._owns = role == "owner"
+        self._store = MooncakeDistributedStore()
+        self._folder: Path | None = None
+        if not self._owns:
+            self._area, self._address = memory()
+
+    def _set_up(self, folder: Path) -> None:
+        metadata, master = get(folder / "master").decode().split()
+        # Room for all blocks of one size; the master evicts before all of it is used.
+        lent = 2 * MEMORY if self._owns else 0
+        done = self._store.setup("127.0.0.1", metadata, lent, 64 << 20, "tcp", "", master)
+        if done != 0:
+            sys.exit(f"the store cannot be set up: {done}")
+
+    def own(self, folder: Path) -> None:
+        """Runs the master, and lends memory until the folder says that it is over."""
+        rpc, http, metrics = free_port(), free_port(), free_port()
+        command = [
+            str(Path(sys.executable).with_name("mooncake_master")),
+            f"-rpc_port={rpc}",
+            "-rpc_address=127.0.0.1",
+            "-enable_http_metadata_server=true",
+            "-http_metadata_server_host=127.0.0.1",
+            f"-http_metadata_server_port={http}",
+            f"-metrics_port={metrics}",
+        ]
+        master = subprocess.Popen(command, stdout=sys.stderr)
+        try:
+            for port in (rpc, http):
+                wait_for(port)
+            place = f"http://127.0.0.1:{http}/metadata 127.0.0.1:{rpc}"
+            put(folder / "master", place.encode())
+            self._set_up(folder)
+            put(folder / "owner", b"")
+            get_end(folder, lambda: time.sleep(0.05))
+            self._store.close()
+        finally:
+            master.kill()
+            master.wait()
+
+    def reader(self, folder: Path, size: int) -> Callable[[list[int], list[int]], None]:
+        """What reads the blocks of these places into those places. Puts them there first."""
+        if self._folder is None:
+            self._folder = folder
+            get(folder / "owner")
+            self._set_up(folder)
+            if self._store.register_buffer(self._address, MEMORY) != 0:
+                sys.exit("memory cannot be registered")
+        self._store.remove_all(True)
+        for place in range(MEMORY // size):
+            done = self._store.put_from(f"{size}/{place}", self._address + place * size, size)
+            if done != 0:
+                sys.exit(f"a block was not taken: {done}")
+
+        def read(sources: list[int], places: list[int]) -> None:
+            keys = [f"{size}/{place}" for place in sources]
+            ours = [self._address + place * size for place in places]
+            if len(keys) == 1:
+                read = [self._store.get_into(keys[0], ours[0], size)]
+            else:
+                read = self._store.batch_get_into(keys, ours, [size] * len(keys))
+            if any(bytes_read != size for bytes_read in read):
+                sys.exit(f"a read failed: {read}")
+
+        return read
+
+
+def wait_for(port: int) -> None:
+    """Waits until someone listens at a port of this host."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                sys.exit(f"nobody listens at port {port}")
+            time.sleep(0.05)
 
 
 class Nixl:
@@ -160,7 +258,10 @@ def get_end(folder: Path, wait: Callable[[], None]) -> None:
         wait()
 
 
-def measure(library: Mooncake | Nixl, folder: Path, owner: int, words: list[str]) -> None:
+Library = Mooncake | MooncakeStore | Nixl
+
+
+def measure(library: Library, folder: Path, words: list[str]) -> None:
     """Reads for each size and batch, and prints what it took."""
     draw = random.Random(1)
     sizes, batches = ([int(word) for word in text.split(",")] for text in words[:2])
@@ -171,14 +272,14 @@ def measure(library: Mooncake | Nixl, folder: Path, owner: int, words: list[str]
         for batch in batches:
             read(draw.sample(blocks, batch), draw.sample(blocks, batch))
             times = []
-            used, began = cpu(os.getpid()) + cpu(owner), time.perf_counter()
+            used, began = cpu(os.getpid()), time.perf_counter()
             while time.perf_counter() - began < seconds:
                 sources, places = draw.sample(blocks, batch), draw.sample(blocks, batch)
                 start = time.perf_counter()
                 read(sources, places)
                 times.append(time.perf_counter() - start)
             took = time.perf_counter() - began
-            used = cpu(os.getpid()) + cpu(owner) - used
+            used = cpu(os.getpid()) - used
             gigabytes = len(times) * batch * size / 1e9
             times.sort()
             line = {
@@ -195,7 +296,7 @@ def measure(library: Mooncake | Nixl, folder: Path, owner: int, words: list[str]
 def main() -> None:
     """Starts the owner as a process of its own, and reads from it."""
     peer, *words = sys.argv[1:]
-    make = Mooncake if peer == "mooncake" else Nixl
+    make = {"mooncake": Mooncake, "mooncake-store": MooncakeStore}.get(peer, Nixl)
     if words[0] == "own":
         make("owner").own(Path(words[1]))
         return
@@ -204,11 +305,11 @@ def main() -> None:
         command = [sys.executable, __file__, peer, "own", name]
         owner = subprocess.Popen(command, stdout=sys.stderr)
         try:
-            measure(make("reader"), folder, owner.pid, words)
+            measure(make("reader"), folder, words)
         finally:
             (folder / "end").touch()
             try:
-                owner.wait(timeout=5)
+                owner.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 owner.kill()
                 owner.wait()

@@ -18,10 +18,10 @@ use crate::tools;
 
 /// Measures TCP and shared memory between two processes of this host.
 ///
-/// Without --with-peers that is `flexkv bench transport`. With it, the transfer engine of Mooncake
-/// and NIXL are installed in virtual environments of the cache directory ($XDG_CACHE_HOME/flexkv or
-/// ~/.cache/flexkv), iperf3 by apt-get if it is missing, and all take turns; one table says what each
-/// did. What cannot be installed or run has a row that says why.
+/// Without --with-peers that is `flexkv bench transport`. With it, Mooncake (its transfer engine, and the
+/// store on top of that) and NIXL are installed in virtual environments of the cache directory
+/// ($XDG_CACHE_HOME/flexkv or ~/.cache/flexkv), iperf3 by apt-get if it is missing, and all take turns; one
+/// table says what each did. What cannot be installed or run has a row that says why.
 ///
 ///   cargo xtask bench transport
 ///
@@ -64,8 +64,14 @@ const PEERS: &[Peer] = &[
     Peer {
         name: "mooncake",
         environment: "bench-mooncake",
-        packages: &["mooncake-transfer-engine-non-cuda==0.3.13.post1"],
+        packages: MOONCAKE,
         variables: &[("GLOG_minloglevel", "2")],
+    },
+    Peer {
+        name: "mooncake-store",
+        environment: "bench-mooncake",
+        packages: MOONCAKE,
+        variables: &[("GLOG_minloglevel", "2"), ("MC_RPC_PROTOCOL", "tcp")],
     },
     Peer {
         name: "nixl-tcp",
@@ -84,6 +90,9 @@ const PEERS: &[Peer] = &[
         variables: &[("UCX_TLS", "shm"), ("NIXL_LOG_LEVEL", "ERROR")],
     },
 ];
+
+/// The transfer engine, and the store on top of it.
+const MOONCAKE: &[&str] = &["mooncake-transfer-engine-non-cuda==0.3.13.post1"];
 
 /// Without its dependencies, which are CUDA's libraries and torch; numpy is all that it needs here.
 const NIXL: &[&str] = &["--no-deps", "nixl-cu12==1.5.1", "numpy"];

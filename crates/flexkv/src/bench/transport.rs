@@ -1,10 +1,15 @@
-//! Transports between two processes: TCP and shared memory against memcpy of the same slots.
+//! Transports between two processes: TCP and shared memory against memcpy of the same slots, and a node
+//! that loads by TCP.
 //!
 //! The owner is a process of its own, on this host or another. Slots are drawn at random out of more
-//! memory than caches hold, on both sides. Everything fetched is verified, as always. Knows nothing
-//! of nodes and of the index.
+//! memory than caches hold, on both sides. Everything fetched is verified, as always; what that costs is
+//! measured beside. Knows nothing of how a transport or a node works.
 
 mod owner;
+mod reader;
+mod relay;
+mod striped;
+mod verification;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,12 +21,15 @@ use anyhow::{Context as _, Result, bail};
 use flexkv_block::Location;
 use flexkv_handshake::Credential;
 use flexkv_host::{HostTier, HostTransport, HostTransportConfig};
+use flexkv_node::Node;
 use flexkv_ports::{BlockTier, FetchOutcome, Transport, Want};
 use flexkv_tcp::{TcpTransport, Tls, TlsFiles, TransportConfig};
 use tokio::time::Instant;
 
 use self::owner::{NAMESPACE, Owner, arena, block_key, location};
 pub use self::owner::{Offer, offers, serve};
+use self::reader::{Known, load};
+pub use self::striped::striped;
 use super::{Better, Row, cpu, median};
 use crate::report::Times;
 use crate::units::show_bytes;
@@ -139,6 +147,58 @@ impl Side {
         }
         Ok(())
     }
+
+    /// All that take turns, with their names.
+    fn all(&self) -> Vec<(&'static str, By)> {
+        let transports = self.transports.iter().enumerate();
+        let transports = transports.map(|(place, (name, ..))| (*name, By::Transport(place)));
+        let mut all = vec![("memcpy", By::Copy)];
+        all.extend(transports);
+        all.push(("node", By::Node));
+        all
+    }
+}
+
+/// A node that loads one prompt after the other, and where the next one begins.
+struct Loads {
+    node: Arc<Node>,
+    known: Known,
+    next: usize,
+}
+
+impl Loads {
+    /// A new node, and prompts of `batch` blocks of what `offer` offers.
+    async fn new(plan: &Plan, offer: &Offer, batch: usize) -> Result<Self> {
+        let known = Known::new(offer, std::slice::from_ref(&offer.tcp), batch).await?;
+        Ok(Self {
+            // With memory for half of them it has long evicted what it loads again.
+            node: known.reader(&plan.secret, plan.memory / 2).await?,
+            known,
+            next: 0,
+        })
+    }
+
+    /// Loads the next prompt: looked up, fetched, kept as this node's own, published.
+    async fn load(&mut self, batch: usize) -> Result<()> {
+        let keys = self.known.keys();
+        if self.next + batch > keys.len() {
+            self.next = 0;
+        }
+        let prompt = &keys[self.next..self.next + batch];
+        self.next += batch;
+        load(&*self.node, prompt).await
+    }
+}
+
+/// What brings blocks.
+#[derive(Clone, Copy)]
+enum By {
+    /// Nothing but memcpy.
+    Copy,
+    /// One of the transports.
+    Transport(usize),
+    /// A node, which does all that a load takes.
+    Node,
 }
 
 /// Measures what `offers` offer; `pid` is the owner's process, if it is on this host.
@@ -147,15 +207,17 @@ pub async fn run(plan: &Plan, offers: &[Offer], pid: Option<u32>) -> Result<Vec<
     for offer in offers {
         let mut side = Side::new(plan, offer)?;
         for batch in &plan.batches {
-            if 2 * batch > side.slots as usize {
+            if 4 * batch > side.slots as usize {
                 bail!(
                     "{batch} blocks at once need more memory than {}",
                     show_bytes(plan.memory)
                 );
             }
-            let measured = measure(plan, &mut side, *batch, pid).await?;
+            let mut loads = Loads::new(plan, offer, *batch).await?;
+            let measured = measure(plan, &mut side, &mut loads, *batch, pid).await?;
             rows.extend(show(side.block_bytes, *batch, &measured, pid.is_some()));
         }
+        rows.extend(verification::measure(plan, &side.tier)?);
     }
     Ok(rows)
 }
@@ -171,23 +233,24 @@ pub async fn local(plan: &Plan, program: Vec<OsString>, secret: PathBuf) -> Resu
 async fn measure(
     plan: &Plan,
     side: &mut Side,
+    loads: &mut Loads,
     batch: usize,
     pid: Option<u32>,
 ) -> Result<BTreeMap<&'static str, Series>> {
     let mut series: BTreeMap<&'static str, Series> = BTreeMap::new();
-    let names: Vec<_> = side.transports.iter().map(|(name, ..)| *name).collect();
+    let all = side.all();
     // The first round opens connections and faults pages in; it does not count.
     for round in 0..=plan.rounds {
-        for turn in 0..=names.len() {
-            let name = turn.checked_sub(1).map_or("memcpy", |turn| names[turn]);
+        for (name, by) in &all {
             let (began, used) = (Instant::now(), cpu(pid)?);
             let mut times = Times::default();
             let mut batches = 0u32;
             while began.elapsed() < plan.time {
                 let start = Instant::now();
-                match turn.checked_sub(1) {
-                    None => side.copy(batch)?,
-                    Some(transport) => side.fetch(transport, batch).await?,
+                match by {
+                    By::Copy => side.copy(batch)?,
+                    By::Transport(transport) => side.fetch(*transport, batch).await?,
+                    By::Node => loads.load(batch).await?,
                 }
                 times.add(start.elapsed());
                 batches += 1;
@@ -224,7 +287,7 @@ fn show(
             "GB/s",
             Better::Higher,
         ));
-        if let (Some(memcpy), "tcp" | "tls" | "shm") = (memcpy, *name) {
+        if let (Some(memcpy), "tcp" | "tls" | "shm" | "node") = (memcpy, *name) {
             let turns = series.turns.iter().zip(&memcpy.turns);
             let ratio = median(turns.map(|(ours, copy)| ours.gb_per_second / copy.gb_per_second));
             let row = Row::new(

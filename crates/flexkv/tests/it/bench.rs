@@ -56,10 +56,29 @@ fn transports_are_measured_between_two_processes() {
         "shm 64.0 KiB x 1 p50",
         "tcp 64.0 KiB x 1 p99",
         "tcp 64.0 KiB x 4 CPU, both ends",
+        "checksum 64.0 KiB in cache",
+        "checksum 64.0 KiB in memory",
     ] {
         let row = rows.iter().find(|row| row["name"] == name);
         let row = row.unwrap_or_else(|| panic!("no row `{name}` in {rows:?}"));
         assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
+fn blocks_are_striped_over_processes_of_which_one_is_slow() {
+    let few = "--striped --sizes 256KiB --rounds 1 --memory 16MiB --json";
+    let rows = Home::new().run(&format!("bench transport {few}")).json();
+    let rows = rows.as_array().unwrap();
+    for (name, target) in [
+        ("striped 256.0 KiB, 3 owners", None),
+        ("striped 256.0 KiB, and one of 1 % of their speed", None),
+        ("striped 256.0 KiB, of the three", Some(0.9)),
+    ] {
+        let row = rows.iter().find(|row| row["name"] == name);
+        let row = row.unwrap_or_else(|| panic!("no row `{name}` in {rows:?}"));
+        assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["target"].as_f64(), target, "{row}");
     }
 }
 
