@@ -16,6 +16,8 @@ const PIECE_BLOCKS: usize = 128;
 const PIECE_BYTES: usize = 4 << 20;
 /// The least bytes of one piece, if that many are left.
 const LEAST_BYTES: usize = 256 << 10;
+/// Pieces do not get smaller than this as long as every connection can have one: each is a request.
+const GOOD_BYTES: usize = 512 << 10;
 
 /// A want and its place in the answer.
 struct Item {
@@ -89,7 +91,9 @@ impl Batch {
     pub(crate) fn take(self: &Arc<Self>, connections: usize) -> Option<Piece> {
         let mut state = self.lock();
         let left: usize = state.todo.iter().map(Item::bytes).sum();
-        let share = (left / (2 * connections.max(1))).clamp(LEAST_BYTES, PIECE_BYTES);
+        let each = left / connections.max(1);
+        let share = (each / 2).max(each.min(GOOD_BYTES));
+        let share = share.clamp(LEAST_BYTES, PIECE_BYTES);
         let mut bytes = 0;
         let mut count = 0;
         for item in state.todo.iter().take(PIECE_BLOCKS) {

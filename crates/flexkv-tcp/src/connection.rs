@@ -19,6 +19,7 @@ use crate::batch::{Batch, Part, Piece};
 use crate::deadline::{self, Timed};
 use crate::foreign::Cursor;
 use crate::line::Line;
+use crate::set_up::set_up;
 use crate::tls::Tls;
 use crate::wire::{
     ANSWER_BYTES, Answer, Entry, MAX_COUNT, RESPONSE_BYTES, Request, RequestKind, Response,
@@ -151,7 +152,7 @@ impl Connection {
             &address,
             deadline::left(until)?,
         )?);
-        stream.set_nodelay(true)?;
+        set_up(&stream)?;
         let mut writing = Timed::writing(&stream, until);
         let mut reading = Timed::reading(&stream, until);
         let mut line = match tls {

@@ -135,7 +135,8 @@ impl<'a> Timed<'a> {
             };
             let mut sockets = [PollFd::new(self.stream, PollFlags::IN)];
             match poll(&mut sockets, Some(&wait)) {
-                Ok(0) if awake => std::thread::yield_now(),
+                // To yield would give the core away for a whole tick if anyone else wants it.
+                Ok(0) if awake => std::hint::spin_loop(),
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(Errno::INTR) => {}
                 other => return Ok(other.map(drop)?),

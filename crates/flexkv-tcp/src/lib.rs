@@ -15,6 +15,7 @@ mod line;
 mod peer;
 mod server;
 mod session;
+mod set_up;
 mod tls;
 mod transport;
 pub mod wire;

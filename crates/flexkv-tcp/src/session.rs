@@ -25,6 +25,7 @@ use crate::deadline::{self, Timed};
 use crate::foreign::Cursor;
 use crate::line::Line;
 use crate::server::{Lent, Place, ServerConfig, Tally};
+use crate::set_up::set_up;
 use crate::wire::{
     ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, MAGIC, MAX_COUNT, REQUEST_BYTES, RESPONSE_BYTES,
     Request, RequestKind, Response, VERSION, WireError,
@@ -127,7 +128,7 @@ impl<'a> Session<'a> {
     }
 
     fn serve(&mut self, admit: Admit<'_>) -> Result<(), SessionError> {
-        self.stream.set_nodelay(true)?;
+        set_up(self.stream)?;
         sockopt::set_socket_keepalive(self.stream, true).map_err(io::Error::from)?;
         sockopt::set_tcp_keepidle(self.stream, KEEPALIVE).map_err(io::Error::from)?;
         self.place = Some(self.handshake(admit)?);

@@ -107,11 +107,21 @@ fn cpu_of(process: u32) -> Result<Duration> {
     for task in tasks {
         let file = task?.path().join("schedstat");
         // The thread may have ended since it was listed.
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let first = text.split(' ').next().unwrap_or_default();
-        nanos += first.parse().unwrap_or(0u64);
+        nanos += first_number(&std::fs::read_to_string(file).unwrap_or_default());
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// CPU time that this thread has used.
+fn cpu_of_thread() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat");
+    let text = text.context("cannot read this thread's time")?;
+    Ok(Duration::from_nanos(first_number(&text)))
+}
+
+fn first_number(text: &str) -> u64 {
+    let first = text.split(' ').next().unwrap_or_default();
+    first.parse().unwrap_or(0)
 }
 
 /// The middle one of the values; NaN if there are none.

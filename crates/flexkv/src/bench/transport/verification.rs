@@ -13,7 +13,7 @@ use flexkv_ports::BlockTier as _;
 use tokio::time::Instant;
 
 use super::Plan;
-use crate::bench::{Better, Row, cpu, median};
+use crate::bench::{Better, Row, cpu_of_thread, median};
 use crate::units::show_bytes;
 
 /// Bytes that come at a time, and are hashed then.
@@ -40,14 +40,14 @@ pub(super) fn measure(plan: &Plan, tier: &HostTier) -> Result<Vec<Row>> {
     Ok(vec![row("in cache", cached), row("in memory", cold)])
 }
 
-/// CPU seconds of this process for 10^9 bytes, `bytes` of which are hashed by a call.
+/// CPU seconds of this thread for 10^9 bytes, `bytes` of which are hashed by a call.
 fn cost(plan: &Plan, bytes: usize, hash: impl Fn() -> Option<Checksum>) -> Result<f64> {
-    let (began, used) = (Instant::now(), cpu(None)?);
+    let (began, used) = (Instant::now(), cpu_of_thread()?);
     let mut calls = 0u32;
     while began.elapsed() < plan.time {
         black_box(hash());
         calls += 1;
     }
-    let used = cpu(None)?.saturating_sub(used).as_secs_f64();
+    let used = cpu_of_thread()?.saturating_sub(used).as_secs_f64();
     Ok(used / (f64::from(calls) * bytes as f64 / 1e9))
 }
