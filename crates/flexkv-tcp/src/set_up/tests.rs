@@ -1,3 +1,5 @@
+//! Tests of what connections are told, on real sockets.
+
 use std::net::TcpListener;
 
 use super::*;

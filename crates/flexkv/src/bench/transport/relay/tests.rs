@@ -1,3 +1,5 @@
+//! Tests of the relay over real sockets.
+
 use super::*;
 
 /// An owner that sends `bytes` bytes to whoever connects, once it was sent one.
