@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::counters::Miss;
 use crate::load::Load;
-use crate::tickets::{Granted, Held, Holding, Loading};
-use crate::{Node, Shared};
+use crate::tickets::{Found, Granted, Held, Holding, Loading};
+use crate::{Node, Shared, ahead};
 
 impl KvCache for Node {
     fn namespace(&self) -> NamespaceId {
@@ -94,7 +94,7 @@ impl KvCache for Node {
 }
 
 impl Shared {
-    fn match_prefix(&self, keys: &[BlockKey]) -> Result<PrefixHit, CacheError> {
+    fn match_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> Result<PrefixHit, CacheError> {
         let table = self.peers.table();
         let options = MatchOptions {
             prefer: Some(self.own),
@@ -112,9 +112,10 @@ impl Shared {
         self.counters.looked_up_blocks.increment(keys.len() as u64);
         self.counters
             .missed(Miss::Absent, keys.len() - found.blocks);
-        let ticket = self
-            .tickets
-            .add(Holding::Match(keys[..found.blocks].into()));
+        let ticket = self.tickets.add(Holding::Match(Found {
+            keys: keys[..found.blocks].into(),
+            ahead: ahead::begin(self, keys, &found.runs),
+        }));
         Ok(PrefixHit {
             ticket,
             blocks: found.blocks,
@@ -130,7 +131,7 @@ impl Shared {
     ) -> Result<(), CacheError> {
         let shared = self.clone();
         self.tickets.edit(ticket, move |holding| {
-            let Holding::Match(keys) = holding else {
+            let Holding::Match(Found { keys, ahead }) = holding else {
                 return Err(invalid(ticket, "is no match that could be loaded"));
             };
             if blocks > keys.len() {
@@ -142,7 +143,7 @@ impl Shared {
             }
             let keys: Arc<[BlockKey]> = keys[..blocks].into();
             let (done, result) = watch::channel(None);
-            let load = Load::new(shared, keys, limits);
+            let load = Load::new(shared, keys, limits, ahead.take());
             let task = tokio::spawn(async move {
                 let held: Held = load.run().await;
                 // Nobody listens any more if the ticket was released; the pins end here then.

@@ -13,11 +13,12 @@ use flexkv_index::{
 use flexkv_ports::{BlockTier, Eviction, ReadSlot, RemovalFeed, StagedTier, WriteSlot};
 use tokio::sync::Notify;
 
+use crate::ahead::Unused;
 use crate::counters::Counters;
 use crate::write_behind::{Backlog, Origin};
 
-/// How many pinned blocks an eviction looks past before it gives up.
-const PINNED_SKIPPED_MAX: usize = 4096;
+/// How many blocks that must stay an eviction looks past before it gives up.
+const KEPT_SKIPPED_MAX: usize = 4096;
 
 /// The state behind the lock.
 pub(crate) struct State {
@@ -33,6 +34,8 @@ pub(crate) struct State {
     pub(crate) resets: u64,
     /// What is to be written to the staged tier.
     pub(crate) backlog: Backlog,
+    /// What was brought from the staged tier and not used yet.
+    pub(crate) unused: Unused,
 }
 
 /// Holds nothing; `policies` are those of memory and of the staged tier.
@@ -59,6 +62,9 @@ struct Left {
 impl State {
     /// Notes that a block no longer lies at `location`.
     fn leave(&mut self, key: BlockKey, location: Location) -> Left {
+        if location.tier == Tier::Host {
+            self.unused.note_end(key);
+        }
         let parent = self.residency.parent(key);
         let was_best = self.residency.get(key) == Some(location);
         let now = match self.residency.remove(key, location) {
@@ -166,7 +172,15 @@ impl Core {
     pub(crate) fn touch(&self, keys: &[BlockKey]) {
         let mut state = self.lock();
         state.residency.touch(keys);
+        keys.iter().for_each(|key| state.unused.note_use(*key));
         self.note_unwritten(&mut state, keys, Origin::Used);
+        if let Some(staged) = &self.staged {
+            let there = |key: &&BlockKey| state.residency.get_in(**key, Tier::Ssd).is_some();
+            // The end of a prompt goes first, so it counts as used before the beginning.
+            let used: Vec<BlockKey> = keys.iter().rev().filter(there).copied().collect();
+            drop(state);
+            staged.used(&used);
+        }
     }
 
     /// Takes `count` slots to fill, evicting what was used least recently. Fewer if the rest is in
@@ -196,29 +210,41 @@ impl Core {
 
     /// Evicts up to `count` blocks from memory; says how many.
     fn evict(&self, now: Duration, count: usize, tier: &dyn BlockTier) -> usize {
-        self.evict_from(Tier::Host, now, count, |location| tier.evict(location))
+        self.evict_from(
+            Tier::Host,
+            now,
+            count,
+            |location| tier.evict(location),
+            |_, _| true,
+        )
     }
 
     /// Has a tier give up as many blocks as it can, up to `count`, those first that its policy names
-    /// first; says how many.
+    /// first, and of those only what is `spare`; says how many.
     fn evict_from(
         &self,
         tier: Tier,
         now: Duration,
         count: usize,
         give_up: impl Fn(Location) -> Eviction,
+        spare: impl Fn(&State, BlockKey) -> bool,
     ) -> usize {
         let mut state = self.lock();
         let mut gone = Vec::with_capacity(count);
-        let (mut after, mut pinned) = (None, 0);
-        while gone.len() < count && pinned < PINNED_SKIPPED_MAX {
+        let (mut after, mut kept) = (None, 0);
+        while gone.len() < count && kept < KEPT_SKIPPED_MAX {
             let Some((key, location)) = state.residency.next_victim(tier, after) else {
                 break;
             };
-            match give_up(location) {
+            let given_up = if spare(&state, key) {
+                give_up(location)
+            } else {
+                Eviction::Pinned
+            };
+            match given_up {
                 Eviction::Done | Eviction::Stale => gone.push(state.leave(key, location)),
                 Eviction::Pinned => {
-                    pinned += 1;
+                    kept += 1;
                     after = Some(key);
                 }
             }
@@ -235,6 +261,7 @@ impl Core {
         let fingerprints: Vec<u64> = all.iter().map(|(key, _)| key.fingerprint()).collect();
         let held = std::mem::replace(&mut state.residency, residency(self.policies));
         state.backlog.clear();
+        state.unused.clear();
         state.writer.remove(self.own, &fingerprints);
         for (key, _) in &all {
             for tier_of in [Tier::Host, Tier::Ssd] {

@@ -52,6 +52,8 @@ pub(crate) struct Counters {
     pub(crate) staged_late: Counter,
     pub(crate) staged_lost: Counter,
     pub(crate) recovered_blocks: Counter,
+    /// Blocks that were brought ahead of a load: all, those used, and those that left memory unused.
+    pub(crate) ahead: [Counter; 3],
     pub(crate) staged_slots: Gauge,
     pub(crate) staged_free_slots: Gauge,
     pub(crate) fetched_bytes: Counter,
@@ -164,6 +166,13 @@ impl Registrar<'_> {
         self.counter("flexkv_ssd_failures_total", help, Some(("reason", what)))
     }
 
+    fn ahead(&self, outcome: &'static str) -> Counter {
+        let help = "Blocks brought from SSD to memory after a lookup and ahead of a load: all of them, \
+                    those that were used then, and those that left memory before";
+        let name = "flexkv_ssd_prefetched_blocks_total";
+        self.counter(name, help, Some(("outcome", outcome)))
+    }
+
     fn peer(&self, event: &'static str) -> Counter {
         self.counter(
             "flexkv_peer_events_total",
@@ -250,6 +259,7 @@ impl Counters {
                 "Blocks found on SSD when the node started",
                 None,
             ),
+            ahead: [at.ahead("brought"), at.ahead("used"), at.ahead("wasted")],
             staged_slots: at.gauge("flexkv_ssd_slots", "Blocks that SSD has room for", None),
             staged_free_slots: at.gauge("flexkv_ssd_free_slots", "Room that is free", None),
             fetched_bytes: at.counter(

@@ -5,17 +5,17 @@
 //! decided by whoever starts a fetch.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Checksum, Location, Tier};
 use flexkv_index::OwnerId;
 use flexkv_ports::{FetchOutcome, Fetched, ReadSlot, Suspect, Want, WriteSlot};
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::Shared;
+use crate::landing::Landing;
 use crate::peers::{Endpoint, Peer};
 
 /// A peer that does not answer for so long has failed, unless it is known to take longer.
@@ -68,7 +68,7 @@ pub(crate) struct Fetch {
     pub(crate) bytes: u64,
     /// It had less time than a fetch should have.
     pub(crate) rushed: bool,
-    pub(crate) landing: Arc<Landing>,
+    pub(crate) landing: Arc<Landing<Landed>>,
     fetches: Arc<Fetches>,
     keys: Arc<[BlockKey]>,
     task: AbortHandle,
@@ -80,35 +80,6 @@ impl Drop for Fetch {
         if self.landing.landed().is_none() {
             self.fetches.forget(self.id, &self.keys);
         }
-    }
-}
-
-/// The end of a fetch. Those who wait for it are woken in the order of waiting, which a watch channel
-/// does not do: simulated runs would differ.
-pub(crate) struct Landing {
-    landed: OnceLock<Landed>,
-    /// Has no permits, and is closed at the end.
-    under_way: Semaphore,
-}
-
-impl Landing {
-    /// What came of it; `None` before the end, and if it was given up.
-    pub(crate) fn landed(&self) -> Option<&Landed> {
-        self.landed.get()
-    }
-
-    /// Waits for the end.
-    pub(crate) async fn ended(&self) {
-        drop(self.under_way.acquire().await);
-    }
-}
-
-/// Ends a fetch when it is dropped.
-struct UnderWay(Arc<Landing>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.under_way.close();
     }
 }
 
@@ -255,17 +226,13 @@ fn start(
         resets,
     };
     let wants: Vec<Want> = wants.collect();
-    let landing = Arc::new(Landing {
-        landed: OnceLock::new(),
-        under_way: Semaphore::new(0),
-    });
-    let under_way = UnderWay(landing.clone());
+    let (landing, under_way) = Landing::new();
     let all = keys.clone();
     let task = tokio::spawn(async move {
         let shared = request.shared.clone();
         let landed = request.run(wants).await;
         shared.fetches.forget(id, &all);
-        under_way.0.landed.get_or_init(|| landed);
+        under_way.land(landed);
     });
     Arc::new(Fetch {
         id,

@@ -7,15 +7,18 @@
 //! The node knows no Redis, no sockets, no memfd and no wall clock; its only clock is tokio's, so
 //! that a simulation can replace time.
 
+mod ahead;
 mod cache;
 mod config;
 mod core;
 mod counters;
 mod fetch;
+mod landing;
 mod load;
 mod peers;
 mod plan;
 mod rates;
+mod reads;
 mod reset;
 mod sources;
 mod staging;
@@ -37,11 +40,13 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::ahead::Unused;
 pub use crate::config::{Admission, NodeConfig};
 use crate::core::{Core, State};
 use crate::counters::Counters;
 use crate::fetch::Fetches;
 use crate::peers::Peers;
+use crate::reads::Reads;
 use crate::reset::Resets;
 pub use crate::sync::{SyncStats, carry_out};
 use crate::tickets::Tickets;
@@ -83,6 +88,7 @@ struct Shared {
     peers: Peers,
     tickets: Tickets,
     fetches: Arc<Fetches>,
+    reads: Arc<Reads>,
     counters: Counters,
     resets: Resets,
 }
@@ -140,7 +146,9 @@ impl Node {
             gone_after: config.gone_after,
             ..FollowerConfig::default()
         };
+        let counters = Counters::register(recorder, config.name.as_str());
         let state = State {
+            unused: Unused::new(counters.ahead.clone()),
             residency: core::residency(config.policies),
             publisher,
             follower: Follower::new(following, info),
@@ -155,7 +163,7 @@ impl Node {
         };
         let policies = config.policies;
         let shared = Arc::new(Shared {
-            counters: Counters::register(recorder, config.name.as_str()),
+            counters,
             peers: Peers::new(config.peer_backoff, config.peer_backoff_max),
             config,
             id,
@@ -170,6 +178,7 @@ impl Node {
             core: Core::new(state, own, ports.staged.clone(), policies),
             tickets: Tickets::default(),
             fetches: Arc::default(),
+            reads: Arc::default(),
             resets: Resets::default(),
         });
         if let Some(staged) = &ports.staged {

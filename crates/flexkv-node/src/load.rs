@@ -18,6 +18,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
 
 use crate::Shared;
+use crate::ahead::Ahead;
 use crate::counters::Miss;
 use crate::fetch::{self, Arrival, Claim, Fetch, Order, Places};
 use crate::plan::{self, Block, Holders, Piece, Source};
@@ -51,6 +52,8 @@ struct Awaited {
 pub(crate) struct Load {
     shared: Arc<Shared>,
     keys: Arc<[BlockKey]>,
+    /// Ends once the blocks of the staged tier are here.
+    ahead: Option<Ahead>,
     deadline: Instant,
     /// Seconds that computing a block takes, if the engine told.
     recompute: Option<f64>,
@@ -80,12 +83,19 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(shared: Arc<Shared>, keys: Arc<[BlockKey]>, limits: LoadLimits) -> Self {
+    /// `ahead` has brought some of the blocks, or is bringing them.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        keys: Arc<[BlockKey]>,
+        limits: LoadLimits,
+        ahead: Option<Ahead>,
+    ) -> Self {
         let blocks = keys.len();
         let recompute = limits.recompute.map(|time| time.as_secs_f64());
         Self {
             shared,
             keys,
+            ahead,
             deadline: Instant::now() + limits.deadline,
             recompute,
             pins: std::iter::repeat_with(|| None).take(blocks).collect(),
@@ -110,6 +120,7 @@ impl Load {
         let all: Vec<usize> = (0..self.keys.len()).collect();
         self.pin_local(&all).await;
         self.bring_local().await;
+        self.ahead = None;
         if self.first_missing() < self.limit {
             self.look_around();
             self.fetch().await;

@@ -3,18 +3,20 @@
 //! Every block is verified as it is read. What fails is dropped from the index and counted; to the
 //! caller it is a block that is not there. Knows nothing of who is behind a peer's request.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flexkv_block::{BlockKey, Location, Tier};
-use flexkv_ports::{BoxFuture, ReadRefusal, ReadSlot, StagedRead, Stager, WriteSlot};
-use futures_util::stream::{self, StreamExt as _};
+use flexkv_ports::{BoxFuture, ReadSlot, Stager};
 use tokio::time::{Instant, timeout_at};
 
 use crate::counters::Miss;
+use crate::reads::{self, Purpose, Wanted};
 use crate::{Node, Shared};
 
-/// Reads of one request under way at a time.
-const LANES: usize = 256;
+/// A read that others began may have less time than is left here: what it did not bring is asked for
+/// once more.
+const ROUNDS: usize = 2;
 
 /// What became of a request: a pin for each block that is in memory now.
 pub(crate) struct Staged {
@@ -25,77 +27,68 @@ pub(crate) struct Staged {
 
 impl Shared {
     /// Brings blocks of the staged tier into memory. The first ones get slots first.
-    pub(crate) async fn bring(&self, wanted: &[(BlockKey, Location)], deadline: Instant) -> Staged {
-        let mut reason = None;
-        let resets = self.core.resets();
-        let slots = self
-            .core
-            .reserve(self.now(), wanted.len(), &*self.tier, &self.counters);
-        if slots.len() < wanted.len() {
-            reason = Some(Miss::NoSpace);
-        }
-        let mut arrived = Vec::with_capacity(slots.len());
-        if let Some(staged) = &self.staged {
-            let read = |(i, slot): (usize, WriteSlot)| {
-                let (key, location) = wanted[i];
-                let reading = staged.read(location, key, slot);
-                async move { (i, reading.await) }
-            };
-            let jobs = slots.into_iter().enumerate();
-            let mut reads = stream::iter(jobs).map(read).buffer_unordered(LANES);
-            loop {
-                let Ok(next) = timeout_at(deadline, reads.next()).await else {
-                    self.counters.staged_late.increment(1);
-                    reason = Some(Miss::Deadline);
-                    break;
+    pub(crate) async fn bring(self: &Arc<Self>, wanted: &[Wanted], deadline: Instant) -> Staged {
+        let keys: Vec<BlockKey> = wanted.iter().map(|(key, _)| *key).collect();
+        let mut brought = Staged {
+            pins: self.pin_all(&keys),
+            reason: None,
+        };
+        let Some(staged) = &self.staged else {
+            return brought;
+        };
+        let waiting = self.reads.wait();
+        let mut open = wanted.to_vec();
+        for _ in 0..ROUNDS {
+            let claim = reads::claim(self, staged, &open, deadline, Purpose::Demand);
+            if claim.short {
+                brought.reason = Some(Miss::NoSpace);
+            }
+            for read in &claim.reads {
+                let own = claim.started == Some(read.id);
+                // One that was begun here ends by itself at the deadline, with what has come.
+                let ended = if own {
+                    read.landing.ended().await;
+                    true
+                } else {
+                    timeout_at(deadline, read.landing.ended()).await.is_ok()
                 };
-                let Some((i, StagedRead { into, outcome })) = next else {
-                    break;
-                };
-                match outcome {
-                    Ok(checksum) => arrived.push((i, into, checksum)),
-                    Err(refusal) => reason = Some(self.not_read(wanted[i], refusal)),
-                }
+                let landed = read.landing.landed();
+                let lost = (!ended).then_some(Miss::Deadline);
+                let reason = landed.map_or(lost, |landed| landed.reason);
+                brought.reason = reason.or(brought.reason);
+            }
+            let missing = keys.iter().zip(&mut brought.pins);
+            for (key, pin) in missing.filter(|(_, pin)| pin.is_none()) {
+                *pin = self.pin_all(&[*key]).pop().flatten();
+            }
+            // What others' reads did not bring, and is still there.
+            let joined = claim.reads.iter().filter(|it| claim.started != Some(it.id));
+            let joined: Vec<BlockKey> = joined.flat_map(|it| it.keys().to_vec()).collect();
+            let there = self.core.find_in(&keys, Tier::Ssd);
+            let still = keys.iter().zip(&brought.pins).zip(there);
+            let still = still.filter(|((key, pin), _)| pin.is_none() && joined.contains(key));
+            open = still
+                .filter_map(|((key, _), at)| Some((*key, at?)))
+                .collect();
+            if open.is_empty() || Instant::now() >= deadline {
+                break;
             }
         }
-        self.counters.staged_reads.increment(arrived.len() as u64);
-        arrived.sort_unstable_by_key(|(i, ..)| *i);
-        let read = arrived.into_iter();
-        let read = read.map(|(i, slot, checksum)| (wanted[i].0, slot, checksum));
-        self.core
-            .promote(self.now(), read.collect(), &*self.tier, resets);
-        let keys: Vec<BlockKey> = wanted.iter().map(|(key, _)| *key).collect();
-        let pins = self.pin_all(&keys);
-        Staged { pins, reason }
+        drop(waiting);
+        brought
     }
 
     /// Pins of those blocks that are in memory.
-    fn pin_all(&self, keys: &[BlockKey]) -> Vec<Option<ReadSlot>> {
+    pub(crate) fn pin_all(&self, keys: &[BlockKey]) -> Vec<Option<ReadSlot>> {
         let found = self.core.find(keys).into_iter().zip(keys);
         found
             .map(|(location, key)| self.tier.pin(location?, *key).ok())
             .collect()
     }
 
-    /// A block could not be read: what the tier has dropped is forgotten.
-    fn not_read(&self, block: (BlockKey, Location), refusal: ReadRefusal) -> Miss {
-        let counters = &self.counters;
-        let (counter, miss) = match refusal {
-            ReadRefusal::Busy => (&counters.staged_busy, Miss::NoSpace),
-            ReadRefusal::Stale => (&counters.staged_stale, Miss::Stale),
-            ReadRefusal::Corrupt => (&counters.staged_corrupt, Miss::Corrupt),
-            ReadRefusal::Failed => (&counters.staged_read_failed, Miss::Failed),
-        };
-        counter.increment(1);
-        if refusal != ReadRefusal::Busy {
-            self.core.forget_staged(self.now(), &[block]);
-        }
-        miss
-    }
-
     /// Holds blocks for a peer.
     async fn stage(
-        &self,
+        self: &Arc<Self>,
         wants: Vec<(Location, BlockKey)>,
         deadline: Duration,
     ) -> Vec<Option<ReadSlot>> {

@@ -11,6 +11,8 @@ use flexkv_ports::{CacheError, Loaded, ReadSlot, Ticket, WriteSlot};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::ahead::Ahead;
+
 /// A finished load with the pins that keep its blocks in place.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
@@ -41,6 +43,14 @@ impl Drop for Loading {
     }
 }
 
+/// What a lookup found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) keys: Arc<[BlockKey]>,
+    /// Brings some of them to memory meanwhile.
+    pub(crate) ahead: Option<Ahead>,
+}
+
 /// Slots granted to an engine that stores blocks.
 #[derive(Debug)]
 pub(crate) struct Granted {
@@ -53,8 +63,8 @@ pub(crate) struct Granted {
 /// What a ticket stands for.
 #[derive(Debug)]
 pub(crate) enum Holding {
-    /// A match: the keys that were found.
-    Match(Arc<[BlockKey]>),
+    /// A match.
+    Match(Found),
     /// A load of those.
     Load(Loading),
     /// Granted slots.

@@ -78,6 +78,11 @@ impl Backlog {
         true
     }
 
+    /// Whether the block waits to be written.
+    pub(crate) fn has(&self, key: BlockKey) -> bool {
+        self.queued.contains(&key)
+    }
+
     pub(crate) fn pop(&mut self) -> Option<BlockKey> {
         let key = self.queue.pop_front()?;
         self.queued.remove(&key);

@@ -66,7 +66,8 @@ pub trait StagedTier: Send + Sync + 'static {
     /// Slots that can be written to without evicting a block.
     fn free_slots(&self) -> usize;
 
-    /// Takes the list of blocks that were in the tier when it was opened.
+    /// Takes the list of blocks that were in the tier when it was opened: those first that were written
+    /// or used longest ago, as far as that was kept.
     fn recovered(&self) -> Vec<StagedBlock>;
 
     /// Takes the list of blocks that were lost since the last call, without anyone having asked for
@@ -94,6 +95,10 @@ pub trait StagedTier: Send + Sync + 'static {
         key: BlockKey,
         into: WriteSlot,
     ) -> BoxFuture<'static, StagedRead>;
+
+    /// Notes that blocks were used, the last one last, so that the order outlives the process. A hint:
+    /// it may be lost, and blocks that are not here do no harm.
+    fn used(&self, keys: &[BlockKey]);
 
     /// Gives the slot up unless it is being read. Later reads of this location are refused.
     fn evict(&self, location: Location) -> Eviction;

@@ -16,6 +16,7 @@ mod segments;
 mod slots;
 mod stats;
 mod tier;
+mod uses;
 
 pub use config::{EngineChoice, SsdConfig, SsdDir};
 pub use error::SsdError;

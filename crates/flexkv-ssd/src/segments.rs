@@ -5,11 +5,17 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use flexkv_block::NamespaceId;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use crate::error::SsdError;
 use crate::format::{self, Geometry, PAGE};
+
+/// Where a directory keeps blocks of a namespace and size.
+pub(crate) fn folder(path: &Path, namespace: NamespaceId, block_bytes: usize) -> PathBuf {
+    path.join(format!("{namespace}-{block_bytes}"))
+}
 
 /// The files of one namespace in one directory, held by this process alone.
 pub(crate) struct Segments {
@@ -34,8 +40,7 @@ impl Segments {
         geometry: &Geometry,
         fresh: u64,
     ) -> Result<Self, SsdError> {
-        let name = format!("{}-{}", geometry.namespace, geometry.block_bytes);
-        let dir = path.join(name);
+        let dir = folder(path, geometry.namespace, geometry.block_bytes);
         fs::create_dir_all(&dir).map_err(SsdError::at(&dir, "make the directory"))?;
         let lock = lock(&dir)?;
         let sizes = plan(path, bytes, geometry)?;

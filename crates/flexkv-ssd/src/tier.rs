@@ -15,7 +15,9 @@ use crate::config::SsdConfig;
 use crate::device::{Device, Opened};
 use crate::error::SsdError;
 use crate::format;
+use crate::segments;
 use crate::stats::{SsdStats, Stats};
+use crate::uses::Uses;
 
 /// Blocks on SSD. Dropping it, and the futures it gave, waits for transfers in flight and closes the
 /// journals.
@@ -24,6 +26,8 @@ pub struct SsdTier {
     block_bytes: usize,
     recovered: std::sync::Mutex<Vec<StagedBlock>>,
     stats: Arc<Stats>,
+    /// In the first directory.
+    uses: Arc<Uses>,
     /// Where the next block goes if all have the same room.
     turn: AtomicUsize,
 }
@@ -64,8 +68,19 @@ impl SsdTier {
             });
             first += slots;
         }
-        let recovered = recovered(&devices);
+        let mut recovered = recovered(&devices);
+        let folder = segments::folder(&config.dirs[0].path, config.namespace, config.block_bytes);
+        let (uses, last_use) = Uses::open(folder.join("uses"), total as usize);
+        // Slots are written in turns: of what nobody noted the generation says a little.
+        recovered.sort_by_key(|block| {
+            let last_use = last_use.get(&block.key.fingerprint());
+            let Location {
+                generation, slot, ..
+            } = block.location;
+            (last_use.copied(), generation, slot)
+        });
         Ok(Self {
+            uses: Arc::new(uses),
             devices: devices.into(),
             block_bytes: config.block_bytes,
             recovered: std::sync::Mutex::new(recovered),
@@ -136,12 +151,16 @@ impl StagedTier for SsdTier {
         let size = self.block_bytes;
         assert_eq!(block.bytes().len(), size, "{block:?} has another size");
         let (devices, chosen) = (self.devices.clone(), self.roomiest());
+        let uses = self.uses.clone();
         Box::pin(async move {
             let chosen = chosen.ok_or(WriteRefusal::Full)?;
             if !block.verify() {
                 return Err(WriteRefusal::Corrupt);
             }
-            devices[chosen].device.write(block, parent).await
+            let fingerprint = block.key().fingerprint();
+            let location = devices[chosen].device.write(block, parent).await?;
+            uses.note(vec![fingerprint]);
+            Ok(location)
         })
     }
 
@@ -163,6 +182,11 @@ impl StagedTier for SsdTier {
                 },
             }
         })
+    }
+
+    fn used(&self, keys: &[BlockKey]) {
+        let fingerprints = keys.iter().map(|key| key.fingerprint());
+        self.uses.note(fingerprints.collect());
     }
 
     fn evict(&self, location: Location) -> Eviction {

@@ -2,6 +2,7 @@
 //!
 //! Either way an engine gets a [`KvCache`] per node. Knows nothing of the workloads.
 
+mod counts;
 mod processes;
 
 use std::fs::Permissions;
@@ -24,6 +25,7 @@ use flexkv_ssd::{SsdDir, SsdStats};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
+pub use self::counts::Counts;
 pub use self::processes::ProcessCluster;
 use crate::config::{MemorySetting, RedisSetting, SsdSetting};
 use crate::instance::{Instance, InstanceSpec};

@@ -95,7 +95,13 @@ impl Core {
     /// Evicts up to `count` blocks of the staged tier; says how many.
     pub(crate) fn evict_staged(&self, now: Duration, count: usize) -> usize {
         let Some(staged) = &self.staged else { return 0 };
-        self.evict_from(Tier::Ssd, now, count, |location| staged.evict(location))
+        self.evict_from(
+            Tier::Ssd,
+            now,
+            count,
+            |location| staged.evict(location),
+            |_, _| true,
+        )
     }
 
     /// The staged tier no longer has these blocks.
@@ -105,13 +111,14 @@ impl Core {
 
     /// Makes what was read from the staged tier blocks in memory. A block that is in memory already
     /// keeps its place, one that is no longer here at all is left out, and so are all if everything
-    /// was dropped since `resets` was read.
+    /// was dropped since `resets` was read. `ahead` says that nobody has asked for them yet.
     pub(crate) fn promote(
         &self,
         now: Duration,
         read: Vec<(BlockKey, WriteSlot, Checksum)>,
         tier: &dyn BlockTier,
         resets: u64,
+        ahead: bool,
     ) {
         let mut state = self.lock();
         if state.resets != resets {
@@ -127,15 +134,41 @@ impl Core {
             let location = tier.commit(slot, key, checksum);
             state.residency.insert(key, parent, location);
             runs.add(key, parent, location);
+            if ahead {
+                state.unused.add(key);
+            }
         }
         self.publish_runs(&mut state, now, runs);
     }
 
-    /// Blocks that were in the staged tier when the node started, those written last being the last
-    /// to go.
-    pub(crate) fn recover(&self, mut blocks: Vec<StagedBlock>) {
-        // Slots are written in turns: the generation says in which.
-        blocks.sort_unstable_by_key(|block| (block.location.generation, block.location.slot));
+    /// Takes up to `count` slots for blocks that nobody has asked for yet: free ones, and those of the
+    /// blocks to be evicted next, but of none that is yet to be written or was brought ahead itself.
+    pub(crate) fn reserve_ahead(
+        &self,
+        now: Duration,
+        count: usize,
+        tier: &dyn BlockTier,
+        counters: &Counters,
+    ) -> Vec<WriteSlot> {
+        let mut slots: Vec<WriteSlot> = std::iter::from_fn(|| tier.reserve()).take(count).collect();
+        let missing = count - slots.len();
+        if missing > 0 {
+            let spare = |state: &State, key| !state.backlog.has(key) && !state.unused.has(key);
+            let give_up = |location| tier.evict(location);
+            let evicted = self.evict_from(Tier::Host, now, missing, give_up, spare);
+            counters.evicted_blocks.increment(evicted as u64);
+            slots.extend(std::iter::from_fn(|| tier.reserve()).take(missing));
+        }
+        slots
+    }
+
+    /// Blocks in memory that were brought ahead and not used yet.
+    pub(crate) fn unused_ahead(&self) -> usize {
+        self.lock().unused.len()
+    }
+
+    /// Blocks that were in the staged tier when the node started, those used last being the last to go.
+    pub(crate) fn recover(&self, blocks: Vec<StagedBlock>) {
         let mut state = self.lock();
         let State {
             residency, writer, ..

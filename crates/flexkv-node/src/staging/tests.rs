@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use flexkv_ports::{
-    BlockTier as _, Eviction, HeapStagedTier, KvCache as _, Loaded, StagedBlock, StagedTier,
-    TierShape, WriteRefusal,
+    BlockTier as _, Eviction, HeapStagedTier, KvCache as _, Loaded, ReadRefusal, StagedBlock,
+    StagedRead, StagedTier, TierShape, WriteRefusal, WriteSlot,
 };
 
 use super::*;
@@ -62,6 +62,10 @@ impl StagedTier for Broken {
                 outcome: Err(refusal),
             })),
         }
+    }
+
+    fn used(&self, keys: &[BlockKey]) {
+        self.inner.used(keys);
     }
 
     fn evict(&self, location: Location) -> Eviction {

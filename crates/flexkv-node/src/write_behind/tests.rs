@@ -156,3 +156,24 @@ fn a_backlog_holds_so_many_and_counts_what_it_dropped() {
     assert_eq!(left, keys[2..]);
     assert!(!Backlog::new(None, 3).wants(Origin::Stored));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_node_gives_up_first_what_was_used_longest_ago() {
+    let ssd = HeapStagedTier::new(40, BLOCK_BYTES);
+    let a = World::new().staged("a", 20, &ssd, Admission::Computed);
+    let (first, second) = (keys(1, 6), keys(2, 6));
+    for prompt in [&first, &second] {
+        a.store(prompt, 0).await;
+        settle().await;
+    }
+    a.load(&first).await;
+    drop(a);
+    let a = World::new().staged("a", 8, &ssd.reopened(), Admission::Computed);
+    for prompt in 3..7 {
+        a.store(&keys(prompt, 8), 0).await;
+        settle().await;
+    }
+    assert_eq!(a.found(&first).await, 6, "written first, but used last");
+    let left = a.found(&second).await;
+    assert!(left < 6, "its end went first");
+}

@@ -14,6 +14,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct HeapStagedTier {
     slots: HeapTier,
+    /// In order of use.
     blocks: Arc<Mutex<Vec<StagedBlock>>>,
     recovered: Arc<Mutex<Vec<StagedBlock>>>,
 }
@@ -123,6 +124,15 @@ impl StagedTier for HeapStagedTier {
         into: WriteSlot,
     ) -> BoxFuture<'static, StagedRead> {
         Box::pin(std::future::ready(self.get(location, key, into)))
+    }
+
+    fn used(&self, keys: &[BlockKey]) {
+        let mut blocks = lock(&self.blocks);
+        for key in keys {
+            if let Some(at) = blocks.iter().position(|block| block.key == *key) {
+                blocks[at..].rotate_left(1);
+            }
+        }
     }
 
     fn evict(&self, location: Location) -> Eviction {

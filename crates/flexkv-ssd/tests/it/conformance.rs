@@ -58,6 +58,10 @@ impl StagedTier for Temporary {
         self.tier.read(location, key, into)
     }
 
+    fn used(&self, keys: &[flexkv_block::BlockKey]) {
+        self.tier.used(keys);
+    }
+
     fn evict(&self, location: flexkv_block::Location) -> flexkv_ports::Eviction {
         self.tier.evict(location)
     }

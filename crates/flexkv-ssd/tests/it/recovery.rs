@@ -192,3 +192,31 @@ fn settings_that_cannot_work_are_named() {
     drop(held);
     open(&good);
 }
+
+#[tokio::test]
+async fn blocks_are_found_in_order_of_use_whatever_slots_they_lie_in() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut config = config(dir.path(), 4, BLOCK);
+    config.dirs.push(SsdDir {
+        path: dir.path().join("second"),
+        ..config.dirs[0].clone()
+    });
+    let memory = memory(BLOCK);
+    let tier = open(&config);
+    for n in 0..6 {
+        put(&tier, &memory, n).await.expect("written");
+    }
+    tier.used(&[key(4), key(1)]);
+    drop(tier);
+    let order = |tier: &SsdTier| -> Vec<_> {
+        let found = tier.recovered();
+        found.into_iter().map(|block| block.key).collect()
+    };
+    let tier = open(&config);
+    assert_eq!(order(&tier), [0, 2, 3, 5, 4, 1].map(key));
+    put(&tier, &memory, 6).await.expect("written");
+    tier.used(&[key(2)]);
+    drop(tier);
+    let tier = open(&config);
+    assert_eq!(order(&tier), [0, 3, 5, 4, 1, 6, 2].map(key));
+}

@@ -169,15 +169,26 @@ fn show(report: &ReplayReport, alone: bool) -> String {
     let how = if alone { "alone" } else { "as a cluster" };
     let row = |(what, much): (&str, String)| vec![what.to_owned(), much];
     let mut rows: Vec<Vec<String>> = report.summary.rows().into_iter().map(row).collect();
+    let ideal = percent(report.ideal_hit_rate);
+    rows.push(row(("hit rate of an ideal cache of that size", ideal)));
     rows.push(row(("dead nodes", report.dead_nodes.to_string())));
     if let (Some(written), Some(read)) = (report.ssd_written_blocks, report.ssd_read_blocks) {
         rows.push(row(("blocks written to SSD", show_count(written))));
         rows.push(row(("blocks read from SSD", show_count(read))));
     }
-    if let Some(seconds) = report.restart_seconds {
-        let tenths = report.hit_rate_by_tenth.map(percent).join(", ");
-        rows.push(row(("started anew within", format!("{seconds:.1} s"))));
-        rows.push(row(("hit rate by tenth", tenths)));
+    if let Some(restart) = &report.restart {
+        let attached = format!("{:.1} s", restart.attached_after);
+        rows.push(row(("after the restart: engines attached in", attached)));
+        let recovered = show_count(restart.recovered_blocks);
+        rows.push(row(("blocks found on SSD", recovered)));
+        let unanswered = show_count(restart.unanswered_blocks);
+        rows.push(row(("blocks asked of nodes that were dead", unanswered)));
+        for (second, share) in restart.by_second.iter().enumerate() {
+            let (rate, ideal) = share.rates();
+            let what = format!("hit rate from second {second} on, and ideal");
+            let rates = format!("{}, {}", percent(rate), percent(ideal));
+            rows.push(vec![what, rates]);
+        }
     }
     rows.push(row(("seconds", format!("{:.1}", report.seconds))));
     let title = format!(

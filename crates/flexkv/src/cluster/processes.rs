@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use toml::{Table, Value};
 
-use super::{ANY_PORT, ClusterSpec, FORMED_WITHIN, Metadata, attach, folder, socket};
+use super::{ANY_PORT, ClusterSpec, Counts, FORMED_WITHIN, Metadata, attach, folder, socket};
 use crate::config::{PASSWORD_VARIABLE, SsdSetting, admission_name};
 use crate::events::Event;
 
@@ -46,10 +46,12 @@ struct NodeProcess {
 }
 
 /// What a node process has said of itself.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     ready: bool,
     peers: usize,
+    /// Where it serves its metrics.
+    metrics: Option<String>,
     /// Its standard output is closed.
     ended: bool,
 }
@@ -96,6 +98,18 @@ impl ProcessCluster {
     /// The processes' ids; `None` for one that has ended and was noticed.
     pub fn pids(&self) -> Vec<Option<u32>> {
         self.nodes.iter().map(|node| node.child.id()).collect()
+    }
+
+    /// What all nodes together have counted; those that do not answer are left out.
+    pub async fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for node in &self.nodes {
+            let metrics = node.state.borrow().metrics.clone();
+            if let Some(url) = metrics {
+                counts.add(&url).await;
+            }
+        }
+        counts
     }
 
     /// Attaches an engine to every node.
@@ -166,7 +180,7 @@ impl NodeProcess {
         let formed = |state: &State| state.ended || (state.ready && state.peers >= peers);
         let waited = timeout_at(deadline, self.state.wait_for(formed))
             .await
-            .map(|state| state.map_or_else(|_| State::default(), |state| *state));
+            .map(|state| state.map_or_else(|_| State::default(), |state| state.clone()));
         let Ok(state) = waited else {
             bail!(
                 "a node process did not find its {peers} peers within {FORMED_WITHIN:?}:\n{}",
@@ -193,7 +207,10 @@ async fn listen(output: ChildStdout, said: watch::Sender<State>) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str(&line) {
-            Ok(Event::Ready { .. }) => said.send_modify(|state| state.ready = true),
+            Ok(Event::Ready { metrics, .. }) => said.send_modify(|state| {
+                state.ready = true;
+                state.metrics = metrics;
+            }),
             Ok(Event::Peers { peers }) => said.send_modify(|state| state.peers = peers),
             Ok(Event::Stopped) | Err(_) => {}
         }

@@ -36,6 +36,30 @@ impl Trace {
         Self { requests: made }
     }
 
+    /// A trace with the statistics of a production trace of conversations (that of the Mooncake paper,
+    /// played on caches ten times as large): 39 of 100 prompts go on where an earlier one ended, half
+    /// of them after 42 others or fewer; a new one has 20 blocks on average, half of them 10 or fewer,
+    /// and shares its first one with others; one that goes on has 7 more.
+    pub(crate) fn conversations(requests: usize, seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut next = 5..;
+        let mut made: Vec<Vec<u64>> = Vec::new();
+        for number in 0..requests {
+            let gap = log_normal(&mut rng, 42.0, 1.07) as usize + 1;
+            let earlier = number.checked_sub(gap).filter(|_| rng.f32() < 0.39);
+            let (mut prompt, more) = match earlier {
+                Some(earlier) => (made[earlier].clone(), rng.usize(4..11)),
+                None => {
+                    let more = log_normal(&mut rng, 10.0, 1.1) as usize;
+                    (vec![rng.u64(..5)], more.clamp(1, 120))
+                }
+            };
+            prompt.extend(next.by_ref().take(more));
+            made.push(prompt);
+        }
+        Self { requests: made }
+    }
+
     /// As a file.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
@@ -52,6 +76,11 @@ impl Trace {
 
     pub(crate) fn blocks(&self) -> usize {
         self.requests.iter().map(Vec::len).sum()
+    }
+
+    pub(crate) fn distinct(&self) -> usize {
+        let all: HashSet<&u64> = self.requests.iter().flatten().collect();
+        all.len()
     }
 
     /// Blocks that hit on `nodes` nodes of `capacity` blocks each, which share if `global`.
@@ -75,9 +104,16 @@ impl Trace {
         hits
     }
 
-    /// Blocks that hit an ideal cache of two levels that all nodes share, each in order of use: the
-    /// second level has what the first has, and more.
+    /// Blocks that hit an ideal cache of two levels that all nodes share, in order of use: what leaves
+    /// the first level goes on to the second, so both are one list.
     pub(crate) fn two_level_hits(&self, first: usize, second: usize) -> usize {
-        self.hits(1, first.max(second), true)
+        self.hits(1, first + second, true)
     }
+}
+
+/// A number that is below `median` as often as above it; its logarithm has this standard deviation.
+fn log_normal(rng: &mut Rng, median: f64, deviation: f64) -> f64 {
+    let angle = rng.f64() * std::f64::consts::TAU;
+    let normal = (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * angle.cos();
+    median * (deviation * normal).exp()
 }
