@@ -22,12 +22,12 @@ use crate::uses::Uses;
 /// Blocks on SSD. Dropping it, and the futures it gave, waits for transfers in flight and closes the
 /// journals.
 pub struct SsdTier {
+    /// In the first directory; ends before the locks of the directories do.
+    uses: Arc<Uses>,
     devices: Arc<[Placed]>,
     block_bytes: usize,
     recovered: std::sync::Mutex<Vec<StagedBlock>>,
     stats: Arc<Stats>,
-    /// In the first directory.
-    uses: Arc<Uses>,
     /// Where the next block goes if all have the same room.
     turn: AtomicUsize,
 }
