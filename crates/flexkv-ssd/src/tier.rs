@@ -159,7 +159,7 @@ impl StagedTier for SsdTier {
             }
             let fingerprint = block.key().fingerprint();
             let location = devices[chosen].device.write(block, parent).await?;
-            uses.note(vec![fingerprint]);
+            uses.note([fingerprint]);
             Ok(location)
         })
     }
@@ -185,8 +185,7 @@ impl StagedTier for SsdTier {
     }
 
     fn used(&self, keys: &[BlockKey]) {
-        let fingerprints = keys.iter().map(|key| key.fingerprint());
-        self.uses.note(fingerprints.collect());
+        self.uses.note(keys.iter().map(|key| key.fingerprint()));
     }
 
     fn evict(&self, location: Location) -> Eviction {

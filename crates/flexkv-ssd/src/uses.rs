@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The file's first bytes: magic, version, two reserved bytes.
 const HEADER: [u8; 8] = *b"FKVU\x01\0\0\0";
 /// Uses that may wait to be written; more are not kept.
-const WAITING_MAX: usize = 1024;
+const WAITING_MAX: usize = 1 << 20;
 /// Uses within this time are written together.
 const TOGETHER: Duration = Duration::from_millis(10);
 /// For each slot, so many fingerprints are kept when the file is written anew.
@@ -26,8 +26,42 @@ const MOST_MIN: usize = 65_536;
 
 /// The order of use, from now on. Dropping it waits until what was noted is written.
 pub(crate) struct Uses {
-    notes: Option<SyncSender<Vec<u64>>>,
+    notes: Arc<Notes>,
+    /// `None` if there is no file.
     thread: Option<JoinHandle<()>>,
+}
+
+/// What is yet to be written.
+#[derive(Default)]
+struct Notes {
+    waiting: Mutex<Waiting>,
+    /// There is something after there was nothing, or nothing comes any more.
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    fingerprints: Vec<u64>,
+    closed: bool,
+}
+
+impl Notes {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was noted, once there is something, and what else comes within a short time. `None` if
+    /// nothing comes any more.
+    fn take(&self) -> Option<Vec<u64>> {
+        let nothing = |it: &mut Waiting| it.fingerprints.is_empty() && !it.closed;
+        let waiting = self.news.wait_while(self.lock(), nothing);
+        let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        let open = |it: &mut Waiting| !it.closed;
+        let waited = self.news.wait_timeout_while(waiting, TOGETHER, open);
+        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let taken = std::mem::take(&mut waiting.fingerprints);
+        (!taken.is_empty()).then_some(taken)
+    }
 }
 
 impl Uses {
@@ -35,7 +69,8 @@ impl Uses {
     /// there can be none. The other half says when each block was used last, as a number that grows.
     pub(crate) fn open(path: PathBuf, slots: usize) -> (Self, HashMap<u64, usize>) {
         let order = latest(&read(&path), slots.saturating_mul(KEPT_PER_SLOT));
-        let (notes, noted) = sync_channel(WAITING_MAX);
+        let notes = Arc::<Notes>::default();
+        let noted = notes.clone();
         let most = slots.saturating_mul(MOST_PER_SLOT).max(MOST_MIN);
         let log = write_anew(&path, &order).map(|file| Log {
             path: path.clone(),
@@ -50,34 +85,27 @@ impl Uses {
         });
         let positions = order.into_iter().enumerate();
         let positions = positions.map(|(at, fingerprint)| (fingerprint, at));
-        let uses = match thread {
-            Ok(thread) => Self {
-                notes: Some(notes),
-                thread: Some(thread),
-            },
-            Err(error) => {
-                complain(&path, &error);
-                Self {
-                    notes: None,
-                    thread: None,
-                }
-            }
-        };
-        (uses, positions.collect())
+        let thread = thread.map_err(|error| complain(&path, &error)).ok();
+        (Self { notes, thread }, positions.collect())
     }
 
     /// Notes that these were used, the last one last.
-    pub(crate) fn note(&self, fingerprints: Vec<u64>) {
-        if let Some(notes) = &self.notes {
-            // As many as may wait are waiting: then these are not kept.
-            let _ = notes.try_send(fingerprints);
+    pub(crate) fn note(&self, fingerprints: impl IntoIterator<Item = u64>) {
+        let mut waiting = self.notes.lock();
+        let first = waiting.fingerprints.is_empty();
+        if self.thread.is_some() && waiting.fingerprints.len() < WAITING_MAX {
+            waiting.fingerprints.extend(fingerprints);
+            if first {
+                self.notes.news.notify_one();
+            }
         }
     }
 }
 
 impl Drop for Uses {
     fn drop(&mut self) {
-        self.notes = None;
+        self.notes.lock().closed = true;
+        self.notes.news.notify_one();
         if let Some(thread) = self.thread.take() {
             // A panic there was told when it happened.
             let _ = thread.join();
@@ -98,11 +126,8 @@ struct Log {
 
 impl Log {
     /// Writes what is noted, until nobody can note anything any more.
-    fn run(mut self, noted: &Receiver<Vec<u64>>) {
-        while let Ok(first) = noted.recv() {
-            std::thread::sleep(TOGETHER);
-            let mut all = first;
-            noted.try_iter().for_each(|more| all.extend(more));
+    fn run(mut self, noted: &Notes) {
+        while let Some(all) = noted.take() {
             if let Err(error) = self.append(&all) {
                 complain(&self.path, &error);
                 return;
