@@ -14,11 +14,14 @@ use tokio::sync::oneshot;
 use crate::Admission;
 use crate::tests::{BLOCK_BYTES, TestNode, World, keys};
 
+/// A read that was begun, and how to end it.
+type Begun = (BlockKey, oneshot::Sender<()>);
+
 /// A device whose reads end when the test says so, in the order in which they were begun.
 #[derive(Clone)]
 struct Held {
     inner: HeapStagedTier,
-    reads: Arc<Mutex<VecDeque<(BlockKey, oneshot::Sender<()>)>>>,
+    reads: Arc<Mutex<VecDeque<Begun>>>,
 }
 
 impl Held {

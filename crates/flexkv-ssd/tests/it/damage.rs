@@ -25,7 +25,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn is_segment(path: &PathBuf) -> bool {
+fn is_segment(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().starts_with("segment-")
 }
@@ -39,7 +39,7 @@ async fn a_flipped_bit_under_a_running_tier_is_noticed_and_the_block_dropped() {
         let (tier, memory) = (open(&config), memory(BLOCK));
         let at = put(&tier, &memory, 1).await.expect("room");
         let other = put(&tier, &memory, 2).await.expect("room");
-        let segment = files(dir.path()).into_iter().find(is_segment);
+        let segment = files(dir.path()).into_iter().find(|it| is_segment(it));
         let segment = segment.expect("a segment");
         let file = OpenOptions::new()
             .write(true)
@@ -72,7 +72,10 @@ async fn a_file_cut_off_under_a_running_tier_costs_its_blocks_only() {
     for n in 0..SLOTS {
         at.push(put(&tier, &memory, n).await.expect("room"));
     }
-    let segment = files(dirs.path()).into_iter().filter(is_segment).nth(1);
+    let segment = files(dirs.path())
+        .into_iter()
+        .filter(|it| is_segment(it))
+        .nth(1);
     let segment = segment.expect("a second segment");
     let file = OpenOptions::new()
         .write(true)
