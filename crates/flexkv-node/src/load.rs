@@ -359,6 +359,10 @@ impl Load {
         }
         self.full |= claim.short;
         self.pin_local(&claim.here).await;
+        // What was asked for before came meanwhile: from there, or by another load.
+        for index in claim.here {
+            self.fetched[index] = self.attempts[index] > 1 && self.pins[index].is_some();
+        }
     }
 
     /// Marks fetches as late whose blocks others would bring much sooner, who have nothing else to do
@@ -559,3 +563,6 @@ impl Awaited {
         self.expected.is_none_or(|at| at < now) && now > self.fetch.begun
     }
 }
+
+#[cfg(test)]
+mod tests;
