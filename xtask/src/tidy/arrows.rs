@@ -140,7 +140,7 @@ const IO: &[&str] = &[
 
 /// Crates with terms that not everyone can accept, and why: behind features that are off.
 const NOT_BY_DEFAULT: &[(&str, &str)] = &[
-    ("rio", "GPL-3.0, docs/decisions/0014-ssd-engines.md"),
+    ("rio", "GPL-3.0, docs/decisions/0013-ssd-engines.md"),
     (
         "rdma-mummy-sys",
         "its licence is unclear, docs/decisions/0011-rdma-sideway-and-its-licence.md",

@@ -5,7 +5,7 @@
 //! that is dropped blocks, and a ring that is dropped is not closed. So completions stay on that
 //! thread, which lets go of an operation's memory and file after its completions alone; the process
 //! has one ring, for ever; no more is in flight than the ring has room for; and only `read_at`,
-//! `write_at` and `fsync` are used. Licence and advisory: docs/decisions/0014-ssd-engines.md.
+//! `write_at` and `fsync` are used. Licence and advisory: docs/decisions/0013-ssd-engines.md.
 
 #![deny(clippy::mem_forget)]
 
