@@ -78,6 +78,7 @@ def generate(engine: Any, batch: list[dict]) -> list[dict]:
             "tokens": list(output.outputs[0].token_ids),
             "cached": output.num_cached_tokens,
             "told": output.kv_transfer_params,
+            "prefill": [output.metrics.scheduled_ts, output.metrics.first_token_ts],
         }
         for output in outputs
     ]
@@ -126,7 +127,7 @@ def picture(seed: int) -> Any:
 
 
 def metrics(engine: Any) -> dict[str, float]:
-    """The counters of the connector, and vLLM's of what came from it."""
+    """Counters and gauges of the connector, and vLLM's counters of what came from it."""
     return {
         metric.name: metric.value
         for metric in engine.get_metrics()

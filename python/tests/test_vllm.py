@@ -53,6 +53,16 @@ def test_chunks_preemption_and_many_requests_at_once(host: Host) -> None:
     assert tokens(first) == tokens(again) == tokens(plain)
 
 
+def test_a_node_is_told_how_fast_its_engine_computes_prompts(host: Host) -> None:
+    """By steps full of prompts; the next lookup tells it. Compared with the times that vLLM tells."""
+    full = [job(prompt(20 + index, 4000), 1) for index in range(4)]
+    answer = host.engine([full, [job(prompt(30, 300))]], max_num_batched_tokens=1024)
+    begun, ended = zip(*(each["prefill"] for each in answer["results"][0]), strict=True)
+    computed = 4 * 4000 / (max(ended) - min(begun))
+    told = answer["metrics"]["vllm:flexkv_recompute_tokens_per_second"]
+    assert computed / 2 < told < computed * 2
+
+
 def test_a_wrong_byte_in_the_node_is_never_used(host: Host) -> None:
     whole = prompt(1, 1000)
     host.engine([[job(whole)]])
