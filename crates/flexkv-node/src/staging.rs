@@ -3,6 +3,7 @@
 //! Every block is verified as it is read. What fails is dropped from the index and counted; to the
 //! caller it is a block that is not there. Knows nothing of who is behind a peer's request.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,19 +58,21 @@ impl Shared {
                 let reason = landed.map_or(lost, |landed| landed.reason);
                 brought.reason = reason.or(brought.reason);
             }
-            let missing = keys.iter().zip(&mut brought.pins);
-            for (key, pin) in missing.filter(|(_, pin)| pin.is_none()) {
-                *pin = self.pin_all(&[*key]).pop().flatten();
+            let missing: Vec<usize> = (0..keys.len())
+                .filter(|i| brought.pins[*i].is_none())
+                .collect();
+            let named: Vec<BlockKey> = missing.iter().map(|i| keys[*i]).collect();
+            for (i, pin) in missing.iter().zip(self.pin_all(&named)) {
+                brought.pins[*i] = pin;
             }
             // What others' reads did not bring, and is still there.
             let joined = claim.reads.iter().filter(|it| claim.started != Some(it.id));
-            let joined: Vec<BlockKey> = joined.flat_map(|it| it.keys().to_vec()).collect();
-            let there = self.core.find_in(&keys, Tier::Ssd);
-            let still = keys.iter().zip(&brought.pins).zip(there);
-            let still = still.filter(|((key, pin), _)| pin.is_none() && joined.contains(key));
-            open = still
-                .filter_map(|((key, _), at)| Some((*key, at?)))
-                .collect();
+            let joined: HashSet<BlockKey> = joined.flat_map(|it| it.keys()).copied().collect();
+            let lost = |i: &usize| brought.pins[*i].is_none() && joined.contains(&keys[*i]);
+            let lost: Vec<BlockKey> = missing.into_iter().filter(lost).map(|i| keys[i]).collect();
+            let there = self.core.find_in(&lost, Tier::Ssd);
+            let still = lost.into_iter().zip(there);
+            open = still.filter_map(|(key, at)| Some((key, at?))).collect();
             if open.is_empty() || Instant::now() >= deadline {
                 break;
             }
