@@ -18,6 +18,8 @@ const SEGMENT_MAGIC: [u8; 4] = *b"FKVS";
 const JOURNAL_MAGIC: [u8; 4] = *b"FKVJ";
 /// Bytes of a frame page that its second checksum covers.
 const FRAME_COVERED: usize = 96;
+/// Bytes of a frame page that are used; all others are 0.
+const FRAME_BYTES: usize = FRAME_COVERED + 8;
 
 /// How a directory's slots are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,13 @@ pub struct Held {
 
 /// The page before a block's bytes.
 pub fn frame_page(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    page[..FRAME_BYTES].copy_from_slice(&frame(held, geometry, epoch));
+    page
+}
+
+/// The part of a frame page that is not 0.
+fn frame(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; FRAME_BYTES] {
     let header = FrameHeader {
         key: held.key,
         location: Location {
@@ -111,16 +120,16 @@ pub fn frame_page(held: &Held, geometry: &Geometry, epoch: u64) -> [u8; PAGE] {
         length: geometry.block_bytes as u32,
         checksum: held.checksum,
     };
-    let mut page = [0; PAGE];
-    page[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
-    page[64..72].copy_from_slice(&epoch.to_le_bytes());
+    let mut frame = [0; FRAME_BYTES];
+    frame[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
+    frame[64..72].copy_from_slice(&epoch.to_le_bytes());
     if let Some(parent) = held.parent {
-        page[72..88].copy_from_slice(&parent.to_bytes());
-        page[88] = 1;
+        frame[72..88].copy_from_slice(&parent.to_bytes());
+        frame[88] = 1;
     }
-    let sum = XxHash3_64::oneshot(&page[..FRAME_COVERED]);
-    page[FRAME_COVERED..FRAME_COVERED + 8].copy_from_slice(&sum.to_le_bytes());
-    page
+    let sum = XxHash3_64::oneshot(&frame[..FRAME_COVERED]);
+    frame[FRAME_COVERED..].copy_from_slice(&sum.to_le_bytes());
+    frame
 }
 
 /// What the frame page of slot `slot` tells, unless it is damaged or of another life.
@@ -138,7 +147,9 @@ pub fn read_frame_page(page: &[u8], slot: u32, geometry: &Geometry, epoch: u64) 
         checksum: header.checksum,
     };
     // Everything else has one right value.
-    (page.get(..PAGE)? == frame_page(&held, geometry, epoch)).then_some(held)
+    let (used, reserved) = page.get(..PAGE)?.split_at(FRAME_BYTES);
+    let right = used == frame(&held, geometry, epoch) && reserved.iter().all(|byte| *byte == 0);
+    right.then_some(held)
 }
 
 /// One line of the journal.

@@ -2,25 +2,30 @@
 //! else what the frames themselves prove.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use flexkv_ports::{HeapMemory, MemorySlice};
+use flexkv_block::Checksum;
+use rustix::mm::{self, Advice};
 
 use crate::format::{self, Geometry, Held, PAGE};
 use crate::journal;
 use crate::segments::Segments;
 
-/// Reads in flight, each with a thread that looks at what came: a device that is asked for one thing
-/// at a time is slow.
-const THREADS: usize = 4;
+/// Reads in flight, each with a thread that looks at what came. More than there are cores, so that
+/// the device has enough to do while some look.
+const THREADS: usize = 8;
 
 /// Bytes read at a time, or one slot.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 2 << 20;
+
+/// Bytes of all buffers together, if they are larger than that: then fewer threads read.
+const BUFFERS_BYTES: usize = 64 << 20;
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The blocks that are in `segments`.
 pub(crate) fn recover(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
@@ -45,11 +50,11 @@ pub(crate) fn recover(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
 fn scan(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
     let stride = geometry.stride() as usize;
     let at_once = (READ_BYTES / stride).max(1) as u32;
+    let len = at_once as usize * stride;
+    let threads = (BUFFERS_BYTES / len).clamp(2, THREADS);
     let next = AtomicU32::new(0);
     let work = || {
-        let len = at_once as usize * stride;
-        let buffer = Arc::new(HeapMemory::new(len));
-        let buffer = MemorySlice::new(buffer, 0, len).unwrap_or_else(|| unreachable!("all of it"));
+        let mut buffer = Buffer::new(len);
         let mut found = Vec::new();
         loop {
             let first = next.fetch_add(at_once, Ordering::Relaxed);
@@ -57,11 +62,11 @@ fn scan(segments: &Segments, geometry: &Geometry) -> Vec<Held> {
                 return found;
             }
             let end = segments.slots.min(first.saturating_add(at_once));
-            read_slots(segments, geometry, first..end, &buffer, &mut found);
+            read_slots(segments, geometry, first..end, buffer.bytes(), &mut found);
         }
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let found = threads.into_iter().map(|thread| thread.join());
         found.flat_map(Result::unwrap_or_default).collect()
     })
@@ -73,7 +78,7 @@ fn read_slots(
     segments: &Segments,
     geometry: &Geometry,
     slots: Range<u32>,
-    buffer: &MemorySlice,
+    buffer: &mut [u8],
     found: &mut Vec<Held>,
 ) {
     let stride = geometry.stride() as usize;
@@ -82,56 +87,60 @@ fn read_slots(
         .collect();
     let follows = |a: &u32, b: &u32| a + 1 == *b && geometry.place(*a).0 == geometry.place(*b).0;
     for run in there.chunk_by(follows) {
-        let whole = buffer.part(0, run.len() * stride);
-        let at_once = read_at(segments, geometry, run[0], &whole).is_ok();
-        for (place, slot) in run.iter().enumerate() {
-            let bytes = buffer.part(place * stride, stride);
-            if at_once || read_at(segments, geometry, *slot, &bytes).is_ok() {
-                found.extend(whole_block(segments, geometry, *slot, &bytes));
+        let whole = &mut buffer[..run.len() * stride];
+        let at_once = read_at(segments, geometry, run[0], whole).is_ok();
+        for (slot, bytes) in run.iter().zip(whole.chunks_exact_mut(stride)) {
+            if at_once || read_at(segments, geometry, *slot, bytes).is_ok() {
+                found.extend(whole_block(segments, geometry, *slot, bytes));
             }
         }
     }
 }
 
-/// Fills `buffer` from where `slot` begins.
+/// Fills `buffer`, which direct I/O can use, from where `slot` begins.
 fn read_at(
     segments: &Segments,
     geometry: &Geometry,
     slot: u32,
-    buffer: &MemorySlice,
+    buffer: &mut [u8],
 ) -> io::Result<()> {
     let (segment, at) = geometry.place(slot);
     let file = segments.files.get(segment);
-    read_all(file.ok_or(io::ErrorKind::NotFound)?, at, buffer)
+    file.ok_or(io::ErrorKind::NotFound)?
+        .read_exact_at(buffer, at)
 }
 
 /// What is in a slot, if its frame and its bytes are whole.
-fn whole_block(
-    segments: &Segments,
-    geometry: &Geometry,
-    slot: u32,
-    bytes: &MemorySlice,
-) -> Option<Held> {
-    let mut page = [0; PAGE];
-    bytes.read(0, &mut page);
-    let held = format::read_frame_page(&page, slot, geometry, segments.epoch)?;
-    let block = bytes.part(PAGE, geometry.block_bytes);
-    (block.checksum() == held.checksum).then_some(held)
+fn whole_block(segments: &Segments, geometry: &Geometry, slot: u32, bytes: &[u8]) -> Option<Held> {
+    let (page, block) = bytes.split_at_checked(PAGE)?;
+    let held = format::read_frame_page(page, slot, geometry, segments.epoch)?;
+    let sum = Checksum::of(&block[..geometry.block_bytes]);
+    (sum == held.checksum).then_some(held)
 }
 
-/// Fills `buffer`, which direct I/O can use, from the file.
-fn read_all(file: &File, at: u64, buffer: &MemorySlice) -> io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let rest = buffer.part(done, buffer.len() - done);
-        let offset = (at + done as u64) as libc::off_t;
-        // SAFETY: the slice keeps its memory mapped and writable for `len` bytes.
-        let n = unsafe { libc::pread(file.as_raw_fd(), rest.as_ptr().cast(), rest.len(), offset) };
-        match usize::try_from(n) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => done += n,
-            Err(_) => return Err(io::Error::last_os_error()),
-        }
+/// Memory that a read goes to, on huge pages where the system has them: the kernel then hands the
+/// device a few long pieces instead of many pages.
+struct Buffer {
+    memory: Vec<u8>,
+    at: usize,
+    len: usize,
+}
+
+impl Buffer {
+    fn new(len: usize) -> Self {
+        // Nothing is touched yet.
+        let memory = vec![0u8; len.next_multiple_of(HUGE_PAGE) + HUGE_PAGE];
+        let at = memory.as_ptr().align_offset(HUGE_PAGE);
+        let mut it = Self { memory, at, len };
+        let whole = len.next_multiple_of(HUGE_PAGE);
+        let from = it.memory[at..at + whole].as_mut_ptr();
+        // SAFETY: the range is in `memory`, and how it is kept changes nothing in it. Where the system
+        // refuses, ordinary pages do.
+        let _ = unsafe { mm::madvise(from.cast(), whole, Advice::LinuxHugepage) };
+        it
     }
-    Ok(())
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.at..self.at + self.len]
+    }
 }
