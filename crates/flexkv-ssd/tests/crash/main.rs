@@ -1,7 +1,8 @@
 //! Kills a process that writes, at random moments, and looks what a restart finds: every block that
 //! was acknowledged, no other, and never a wrong byte.
 //!
-//! `cargo test -p flexkv-ssd --test crash`; `FLEXKV_SSD_CRASHES` says how often, if not 8 times.
+//! `cargo test -p flexkv-ssd --test crash`; `FLEXKV_SSD_CRASHES` says how often, if not 8 times, and
+//! `FLEXKV_SSD_ENGINES` which engines have their turns (`auto,threads,rio`), if not all that were built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -18,6 +19,12 @@ const BLOCK: usize = 64 << 10;
 const SLOTS: u64 = 96;
 /// Writes at once.
 const LANES: u64 = 8;
+/// Engines that were built.
+#[cfg(not(feature = "rio"))]
+const ENGINES: &[&str] = &["auto", "threads"];
+/// Engines that were built.
+#[cfg(feature = "rio")]
+const ENGINES: &[&str] = &["auto", "threads", "rio"];
 /// Tells the program to be the process that is killed.
 const CHILD: &str = "write-until-killed";
 
@@ -27,20 +34,17 @@ fn main() -> ExitCode {
     if let [_, what, dir, first, engine] = &args[..]
         && what == CHILD
     {
-        let engine = if engine == "threads" {
-            EngineChoice::Threads
-        } else {
-            EngineChoice::Auto
-        };
         runtime.block_on(child(
             Path::new(dir),
             first.parse().expect("a number"),
-            engine,
+            engine.parse().expect("an engine"),
         ));
         return ExitCode::FAILURE;
     }
     let crashes = std::env::var("FLEXKV_SSD_CRASHES").map_or(8, |n| n.parse().expect("a number"));
-    runtime.block_on(parent(crashes));
+    let engines = std::env::var("FLEXKV_SSD_ENGINES").unwrap_or_else(|_| ENGINES.join(","));
+    let engines: Vec<_> = engines.split(',').collect();
+    runtime.block_on(parent(crashes, &engines));
     ExitCode::SUCCESS
 }
 
@@ -180,14 +184,13 @@ async fn crash(dir: &Path, first: u64, engine: &str, moment: Duration) -> Said {
     said
 }
 
-async fn parent(crashes: u32) {
+async fn parent(crashes: u32, engines: &[&str]) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rng = fastrand::Rng::new();
     let mut known: BTreeMap<BlockKey, u64> = BTreeMap::new();
     let (mut first, mut written, mut kept) = (0, 0, 0);
-    for round in 0..crashes {
+    for (round, engine) in (0..crashes).zip(engines.iter().cycle()) {
         let moment = Duration::from_micros(rng.u64(0..150_000));
-        let engine = if round % 2 == 0 { "auto" } else { "threads" };
         let said = crash(dir.path(), first, engine, moment).await;
         assert!(said.started, "the tier did not open in round {round}");
         known.extend(said.attempted.iter().map(|n| (key(*n), *n)));
@@ -216,7 +219,7 @@ async fn parent(crashes: u32) {
     }
     writeln!(
         std::io::stdout(),
-        "{crashes} kills, {written} blocks written, {kept} of them acknowledged last and found, \
+        "{crashes} kills with {engines:?}, {written} blocks written, {kept} of them acknowledged last and found, \
          0 lost, 0 wrong"
     )
     .ok();
