@@ -5,6 +5,8 @@
 //! kernel. Knows nothing of slots or blocks.
 
 mod past_caches;
+#[cfg(target_arch = "x86_64")]
+mod sum;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -153,6 +155,16 @@ impl MemorySlice {
     /// Checksum of the bytes as they are now. They are asked for from memory ahead of time, which
     /// saves a fifth of the time if they are in no cache.
     pub fn checksum(&self) -> Checksum {
+        // SAFETY: `new` checked that the range is inside the mapping.
+        #[cfg(target_arch = "x86_64")]
+        if let Some(sum) = unsafe { sum::in_place(self.as_ptr(), self.len) } {
+            return sum;
+        }
+        self.checksum_by_pieces()
+    }
+
+    /// The same by way of private memory, on every CPU.
+    fn checksum_by_pieces(&self) -> Checksum {
         const AHEAD: usize = 8192;
         const STEP: usize = 1024;
         let mut sum = Checksum::stream();
