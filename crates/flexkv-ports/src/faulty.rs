@@ -1,9 +1,10 @@
-//! Decorators that make a metadata store or a transport fail, drawn from one seed.
+//! Decorators that make a metadata store, a transport or a staged tier fail, drawn from one seed.
 //!
 //! A test wraps an implementation, keeps the [`Faults`] handle, and turns faults on and off while
 //! others use the decorated value. With the same seed and the same order of calls, the same calls
 //! fail in the same way. A new handle is quiet: it changes nothing and delays nothing.
 
+mod staged;
 mod store;
 mod transport;
 
@@ -12,6 +13,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub use staged::FaultyStagedTier;
 pub use store::FaultyStore;
 pub use transport::FaultyTransport;
 
@@ -71,6 +73,36 @@ impl Default for TransportFaults {
     }
 }
 
+/// How a decorated staged tier fails. Probabilities are between 0 and 1, per transfer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StagedFaults {
+    /// The transfer does not end.
+    pub hang: f64,
+    /// `Busy`.
+    pub busy: f64,
+    /// `Failed`; a block that could not be read is gone.
+    pub failed: f64,
+    /// Of a read: `Corrupt`, and the block is gone.
+    pub corrupt: f64,
+    /// Of a read: `Stale`.
+    pub stale: f64,
+    /// How much longer every transfer takes.
+    pub latency: RangeInclusive<Duration>,
+}
+
+impl Default for StagedFaults {
+    fn default() -> Self {
+        Self {
+            hang: 0.0,
+            busy: 0.0,
+            failed: 0.0,
+            corrupt: 0.0,
+            stale: 0.0,
+            latency: Duration::ZERO..=Duration::ZERO,
+        }
+    }
+}
+
 /// The switch board of decorated values. Clones are the same board, with one random sequence.
 #[derive(Clone)]
 pub struct Faults {
@@ -82,6 +114,7 @@ struct Board {
     rng: fastrand::Rng,
     store: StoreFaults,
     transport: TransportFaults,
+    staged: StagedFaults,
     cut: BTreeSet<String>,
     slow: BTreeMap<String, Arc<Wire>>,
     injected: u64,
@@ -100,6 +133,7 @@ impl Faults {
             rng: fastrand::Rng::with_seed(seed),
             store: StoreFaults::default(),
             transport: TransportFaults::default(),
+            staged: StagedFaults::default(),
             cut: BTreeSet::new(),
             slow: BTreeMap::new(),
             injected: 0,
@@ -120,7 +154,12 @@ impl Faults {
         self.board().transport = faults;
     }
 
-    /// Takes everything decorated down or up. What is under way when it goes down fails too.
+    /// Sets how staged tiers fail from the next transfer on.
+    pub fn set_staged(&self, faults: StagedFaults) {
+        self.board().staged = faults;
+    }
+
+    /// Takes decorated stores and transports down or up. What is under way when it goes down fails too.
     pub fn set_down(&self, down: bool) {
         self.down.send_replace(down);
     }
@@ -150,6 +189,7 @@ impl Faults {
         let mut board = self.board();
         board.store = StoreFaults::default();
         board.transport = TransportFaults::default();
+        board.staged = StagedFaults::default();
         board.cut.clear();
         board.slow.clear();
         drop(board);
@@ -199,6 +239,7 @@ impl std::fmt::Debug for Faults {
             .field("cut", &board.cut)
             .field("store", &board.store)
             .field("transport", &board.transport)
+            .field("staged", &board.staged)
             .field("injected", &board.injected)
             .finish()
     }

@@ -22,7 +22,10 @@ pub use cache::{
     BlockView, CacheError, Filled, KvCache, LoadLimits, LoadStatus, Loaded, PrefixHit, StoreGrant,
     Ticket,
 };
-pub use faulty::{Faults, FaultyStore, FaultyTransport, StoreFaults, TransportFaults};
+pub use faulty::{
+    Faults, FaultyStagedTier, FaultyStore, FaultyTransport, StagedFaults, StoreFaults,
+    TransportFaults,
+};
 pub use futures_util::future::BoxFuture;
 pub use heap::{
     HeapCache, HeapHub, HeapMemory, HeapStagedTier, HeapStore, HeapTier, HeapTransport,

@@ -8,7 +8,8 @@ use flexkv_block::{NamespaceId, Tier};
 use flexkv_index::NodeName;
 use flexkv_node::{Admission, Node, NodeConfig, NodePorts};
 use flexkv_ports::{
-    BlockTier, HeapHub, HeapStagedTier, HeapTier, MetadataStore, StagedTier, TierShape,
+    BlockTier, Faults, FaultyStagedTier, HeapHub, HeapStagedTier, HeapTier, MetadataStore,
+    StagedTier, TierShape,
 };
 use metrics::NoopRecorder;
 
@@ -54,6 +55,8 @@ pub(crate) struct Cluster {
     running: Mutex<BTreeMap<String, Running>>,
     /// Of nodes that run and of those that do not.
     ssds: Mutex<BTreeMap<String, HeapStagedTier>>,
+    /// How they fail, all alike.
+    pub(crate) ssd_faults: Faults,
     rng: Mutex<fastrand::Rng>,
 }
 
@@ -71,6 +74,7 @@ impl Cluster {
             hub,
             running: Mutex::default(),
             ssds: Mutex::default(),
+            ssd_faults: Faults::new(rng.u64(..)),
             rng: Mutex::new(rng.fork()),
         }
     }
@@ -119,7 +123,8 @@ impl Cluster {
         let mut ssds = self.ssds.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || HeapStagedTier::new(ssd_slots, block_bytes);
         let ssd = ssds.entry(name.to_owned()).or_insert_with(fresh);
-        Some(Arc::new(ssd.reopened()))
+        let faulty = FaultyStagedTier::new(ssd.reopened(), self.ssd_faults.clone());
+        Some(Arc::new(faulty))
     }
 
     /// Starts node `name` with empty memory and a new incarnation.

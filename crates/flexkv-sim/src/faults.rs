@@ -1,11 +1,11 @@
 //! The adversary: for a while it crashes and pauses nodes, splits the network, and does to the store
-//! whatever befalls stores. Then it stops and everything is whole again.
+//! and to SSDs whatever befalls them. Then it stops and everything is whole again.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flexkv_ports::StoreFaults;
+use flexkv_ports::{StagedFaults, StoreFaults};
 
 use crate::cluster::Cluster;
 use crate::events::Events;
@@ -30,6 +30,25 @@ pub(crate) fn slow() -> StoreFaults {
     }
 }
 
+/// What an SSD may do to a single transfer at any time of a storm.
+fn worn() -> StagedFaults {
+    StagedFaults {
+        busy: 0.02,
+        failed: 0.02,
+        corrupt: 0.02,
+        latency: Duration::ZERO..=Duration::from_millis(5),
+        ..StagedFaults::default()
+    }
+}
+
+/// SSDs of which some transfers take longer than a fetch may.
+fn stuck() -> StagedFaults {
+    StagedFaults {
+        latency: Duration::from_millis(10)..=Duration::from_millis(500),
+        ..worn()
+    }
+}
+
 /// One thing that the adversary does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fault {
@@ -50,6 +69,8 @@ enum Fault {
     StoreCut(String),
     Partition(String, String),
     NetworkHeals,
+    SsdsAreStuck,
+    SsdsAreWorn,
 }
 
 impl fmt::Display for Fault {
@@ -72,6 +93,8 @@ impl fmt::Display for Fault {
             Self::StoreCut(node) => write!(f, "way between {node} and the store: cut or mended"),
             Self::Partition(a, b) => write!(f, "{a} and {b} cannot reach each other"),
             Self::NetworkHeals => write!(f, "the network heals"),
+            Self::SsdsAreStuck => write!(f, "the SSDs are stuck"),
+            Self::SsdsAreWorn => write!(f, "the SSDs are quicker again"),
         }
     }
 }
@@ -81,7 +104,7 @@ impl Fault {
     fn draw(rng: &mut fastrand::Rng, cluster: &Cluster) -> Self {
         let mut node = || Cluster::name(rng.usize(..cluster.shape().nodes));
         let (name, other) = (node(), node());
-        match rng.u8(..14) {
+        match rng.u8(..16) {
             0 | 1 if cluster.node(&name).is_none() => Self::Restart(name),
             0 => Self::Crash(name),
             1 | 2 if cluster.pauses.is_paused(&name) => Self::Resume(name),
@@ -97,6 +120,8 @@ impl Fault {
             10 => Self::StoreIsSlow,
             11 => Self::StoreIsQuick,
             12 => Self::StoreCut(name),
+            13 => Self::SsdsAreStuck,
+            14 => Self::SsdsAreWorn,
             _ if rng.bool() && name != other => Self::Partition(name, other),
             _ => Self::NetworkHeals,
         }
@@ -127,6 +152,8 @@ impl Fault {
                 cluster.network.heal();
                 cluster.network.set_loss(0.05);
             }
+            Self::SsdsAreStuck => cluster.ssd_faults.set_staged(stuck()),
+            Self::SsdsAreWorn => cluster.ssd_faults.set_staged(worn()),
         }
     }
 }
@@ -141,6 +168,7 @@ pub(crate) async fn adversary(
     let end = tokio::time::Instant::now() + duration;
     cluster.store.set_weather(stormy());
     cluster.network.set_loss(0.05);
+    cluster.ssd_faults.set_staged(worn());
     let longest = rng.u64(1_000..12_000);
     while tokio::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(rng.u64(100..longest))).await;
@@ -155,6 +183,7 @@ fn repair(cluster: &Cluster, rng: &mut fastrand::Rng, events: &Events) {
     events.note("faults stop");
     cluster.store.repair();
     cluster.network.heal();
+    cluster.ssd_faults.quiet();
     cluster.pauses.resume_all();
     for name in cluster.names() {
         if cluster.node(&name).is_none() && (rng.bool() || cluster.live().len() < 2) {

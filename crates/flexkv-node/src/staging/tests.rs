@@ -3,79 +3,12 @@
 use std::sync::Arc;
 
 use flexkv_ports::{
-    BlockTier as _, Eviction, HeapStagedTier, KvCache as _, Loaded, ReadRefusal, StagedBlock,
-    StagedRead, StagedTier, TierShape, WriteRefusal, WriteSlot,
+    BlockTier as _, Faults, FaultyStagedTier, HeapStagedTier, KvCache as _, Loaded, StagedFaults,
 };
 
 use super::*;
 use crate::Admission;
 use crate::tests::{BLOCK_BYTES, TestNode, World, keys};
-
-/// What a failing device does with reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    Refuse(ReadRefusal),
-    Hang,
-}
-
-/// A device that writes and does not read.
-struct Broken {
-    inner: HeapStagedTier,
-    fault: Fault,
-}
-
-impl StagedTier for Broken {
-    fn shape(&self) -> TierShape {
-        self.inner.shape()
-    }
-
-    fn free_slots(&self) -> usize {
-        self.inner.free_slots()
-    }
-
-    fn recovered(&self) -> Vec<StagedBlock> {
-        self.inner.recovered()
-    }
-
-    fn lost(&self) -> Vec<(BlockKey, Location)> {
-        Vec::new()
-    }
-
-    fn write(
-        &self,
-        block: ReadSlot,
-        parent: Option<BlockKey>,
-    ) -> BoxFuture<'static, Result<Location, WriteRefusal>> {
-        self.inner.write(block, parent)
-    }
-
-    fn read(
-        &self,
-        _location: Location,
-        _key: BlockKey,
-        into: WriteSlot,
-    ) -> BoxFuture<'static, StagedRead> {
-        match self.fault {
-            Fault::Hang => Box::pin(std::future::pending()),
-            Fault::Refuse(refusal) => Box::pin(std::future::ready(StagedRead {
-                into,
-                outcome: Err(refusal),
-            })),
-        }
-    }
-
-    fn used(&self, keys: &[BlockKey]) {
-        self.inner.used(keys);
-    }
-
-    fn evict(&self, location: Location) -> Eviction {
-        self.inner.evict(location)
-    }
-
-    fn sync(&self) -> BoxFuture<'static, bool> {
-        self.inner.sync()
-    }
-}
 
 /// A node with `prompt` on SSD alone.
 async fn with_on_ssd(world: &World, name: &str, prompt: &[BlockKey]) -> TestNode {
@@ -108,52 +41,72 @@ async fn a_block_that_only_a_peers_ssd_holds_is_fetched() {
     assert!(held.iter().all(|at| tier(*at) == Some(Tier::Host)));
 }
 
-/// A node whose device finds `prompt` when it is opened and then does not read it.
-async fn broken(world: &World, name: &str, prompt: &[BlockKey], fault: Fault) -> TestNode {
+/// A node whose device finds `prompt` when it is opened, and then does with reads what `faults` say.
+async fn broken(world: &World, name: &str, prompt: &[BlockKey], faults: StagedFaults) -> TestNode {
     let ssd = HeapStagedTier::new(40, BLOCK_BYTES);
     let writer = World::new().staged("writer", 20, &ssd, Admission::Computed);
     writer.store(prompt, 0).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let device = Broken {
-        inner: ssd.reopened(),
-        fault,
-    };
+    let board = Faults::new(1);
+    board.set_staged(faults);
+    let device = FaultyStagedTier::new(ssd.reopened(), board);
     world.over(name, 20, Arc::new(device), Admission::Computed)
+}
+
+/// Never has time for a transfer.
+fn busy() -> StagedFaults {
+    StagedFaults {
+        busy: 1.0,
+        ..StagedFaults::default()
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_read_is_a_counted_miss_and_comes_from_a_peer() {
     let prompt = keys(1, 6);
-    for (refusal, reason, kept) in [
-        (ReadRefusal::Failed, "read", 0),
-        (ReadRefusal::Corrupt, "corrupt", 0),
-        (ReadRefusal::Stale, "stale", 0),
-        (ReadRefusal::Busy, "busy", 6),
+    let faults = StagedFaults::default;
+    let (failed, corrupt, stale) = (1.0, 1.0, 1.0);
+    for (faults, reason, kept) in [
+        (StagedFaults { failed, ..faults() }, "read", 0),
+        (
+            StagedFaults {
+                corrupt,
+                ..faults()
+            },
+            "corrupt",
+            0,
+        ),
+        (StagedFaults { stale, ..faults() }, "stale", 0),
+        (busy(), "busy", 6),
     ] {
         let world = World::new();
-        let a = broken(&world, "a", &prompt, Fault::Refuse(refusal)).await;
+        let a = broken(&world, "a", &prompt, faults.clone()).await;
         assert_eq!(a.found(&prompt).await, 6);
         assert!(a.load(&prompt).await.blocks.is_empty());
         assert_eq!(a.counter("flexkv_ssd_failures_total", reason), 6);
-        assert_eq!(a.found(&prompt).await, kept, "{refusal:?}");
+        assert_eq!(a.found(&prompt).await, kept, "{reason}");
         assert_eq!(a.tier.free_slots(), 20, "no slot leaks");
 
         let world = World::new();
-        let a = broken(&world, "a", &prompt, Fault::Refuse(refusal)).await;
+        let a = broken(&world, "a", &prompt, faults.clone()).await;
         let b = world.node("b", 20);
         b.store(&prompt, 0).await;
         a.knows(1).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let loaded = a.load(&prompt).await;
-        assert_eq!((loaded.local, loaded.remote), (0, 6), "{refusal:?}");
+        assert_eq!((loaded.local, loaded.remote), (0, 6), "{reason}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_hangs_costs_no_more_than_the_deadline() {
     let prompt = keys(1, 6);
+    let hangs = StagedFaults {
+        hang: 1.0,
+        ..StagedFaults::default()
+    };
     let world = World::new();
-    let a = broken(&world, "a", &prompt, Fault::Hang).await;
+    let a = broken(&world, "a", &prompt, hangs).await;
     let (node, began) = (&a.node, Instant::now());
     let hit = node.match_prefix(&prompt).await.expect("match");
     let deadline = Duration::from_millis(300);
@@ -181,7 +134,7 @@ async fn a_device_that_hangs_costs_no_more_than_the_deadline() {
 async fn an_engine_stores_again_what_only_a_broken_device_has() {
     let prompt = keys(1, 6);
     let world = World::new();
-    let a = broken(&world, "a", &prompt, Fault::Refuse(ReadRefusal::Busy)).await;
+    let a = broken(&world, "a", &prompt, busy()).await;
     a.store(&prompt, 0).await;
     assert_eq!(a.load(&prompt).await.local, 6);
 }

@@ -47,6 +47,7 @@ fn storms_bring_every_fault() {
         "cannot reach each other",
         "network heals",
         "starts hours after",
+        "the SSDs are stuck",
         "rotations",
         "losses found",
         "queues run over",
@@ -81,7 +82,10 @@ fn every_planted_bug_is_found_by_its_checker() {
     let bugs: [(Plant, &[&str]); 9] = [
         (Plant::SkipGenerationCheck, &["wrong bytes", "asked for"]),
         (Plant::ForgetRemovals, &["an owner is invented"]),
-        (Plant::ForgetAdditions, &["an owner is lost"]),
+        (
+            Plant::ForgetAdditions,
+            &["an owner is lost", "the place is wrong"],
+        ),
         (Plant::StaleMembers, &["not converged after"]),
         (
             Plant::NobodyOnError,
