@@ -19,7 +19,8 @@ use crate::batch::{Batch, Part, Piece};
 use crate::deadline::{self, Timed};
 use crate::foreign::Cursor;
 use crate::line::Line;
-use crate::set_up::set_up;
+use crate::set_up::{is_on_host, set_up};
+use crate::stay::{self, Stay};
 use crate::tls::Tls;
 use crate::wire::{
     ANSWER_BYTES, Answer, Entry, MAX_COUNT, RESPONSE_BYTES, Request, RequestKind, Response,
@@ -93,6 +94,10 @@ impl LinkError {
 /// An open connection.
 pub(crate) struct Connection {
     line: Line,
+    /// Whether its two threads are to run on one core.
+    together: bool,
+    /// When the last answer was complete.
+    fetched: Option<Instant>,
     last_id: u32,
     /// The last request whose payloads were read.
     read: u32,
@@ -174,6 +179,8 @@ impl Connection {
         line.read_exact(&mut reading, &mut verdict)?;
         proving.accepted(&verdict)?;
         Ok(Self {
+            together: tls.is_none() && is_on_host(&stream),
+            fetched: None,
             line,
             last_id: 0,
             read: 0,
@@ -207,6 +214,9 @@ impl Connection {
         others: impl Fn() -> bool,
     ) -> Result<(), LinkError> {
         self.answered = false;
+        // A piece alone had better have a core at each end.
+        let together = self.together && batch.width(connections) > 1;
+        let _stay = together.then(Stay::here);
         let until = batch.until();
         let mut requested = VecDeque::with_capacity(DEPTH);
         let mut asked = 0;
@@ -241,7 +251,10 @@ impl Connection {
         let mut requested = self.request(piece)?;
         let stream = self.line.stream().clone();
         let until = handed_over.min(batch.until());
-        let mut reading = Timed::reading_briefly(&stream, until);
+        // The owner's thread then runs as soon as this one sleeps.
+        let beside = self.is_followed() && stay::is_beside(&stream);
+        let _stay = beside.then(Stay::here);
+        let mut reading = Timed::reading_briefly(&stream, until, !beside);
         match self.receive_with(&mut requested, &mut reading) {
             Err(error) if error.timed_out() => Ok(Some(requested)),
             Err(error) => Err(error),
@@ -254,6 +267,12 @@ impl Connection {
         let until = requested.until();
         self.receive(&mut requested, until)?;
         self.release(until)
+    }
+
+    /// Whether the owner's thread may still be where it was when the last answer came.
+    fn is_followed(&self) -> bool {
+        let fetched = self.fetched.filter(|_| self.together);
+        fetched.is_some_and(|fetched| fetched.elapsed() < stay::PATIENCE / 2)
     }
 
     fn request(&mut self, piece: Piece) -> Result<Requested, LinkError> {
@@ -334,6 +353,7 @@ impl Connection {
             requested.found = Some(read_answers(answers, &mut requested.piece.parts)?);
         }
         receive_payloads(&mut self.line, reading, requested)?;
+        self.fetched = Some(deadline::now());
         self.read = requested.id;
         self.owes_release |= requested.held;
         Ok(())

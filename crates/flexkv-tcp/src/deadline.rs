@@ -55,8 +55,10 @@ fn overruns(armed: Duration, left: Duration) -> bool {
 /// One direction of a socket with the time-out that is set on it.
 pub(crate) struct Timed<'a> {
     stream: &'a TcpStream,
-    /// Looks for bytes without sleeping first, and gives up before the socket's time-outs could.
+    /// Gives up before the socket's time-outs could.
     brief: bool,
+    /// Looks for bytes for a moment before it sleeps.
+    awake: Duration,
     set: fn(&TcpStream, Option<Duration>) -> io::Result<()>,
     armed: Duration,
     until: Instant,
@@ -73,11 +75,12 @@ impl<'a> Timed<'a> {
         Self::new(stream, TcpStream::set_write_timeout, until)
     }
 
-    /// Calls that read until `until`, which is too near for the socket's time-outs: the thread looks
-    /// for bytes again and again for a moment before it sleeps.
-    pub(crate) fn reading_briefly(stream: &'a TcpStream, until: Instant) -> Self {
+    /// Calls that read until `until`, which is too near for the socket's time-outs. If it is to stay
+    /// `awake`, the thread looks for bytes again and again for a moment before it sleeps.
+    pub(crate) fn reading_briefly(stream: &'a TcpStream, until: Instant, awake: bool) -> Self {
         Self {
             brief: true,
+            awake: if awake { AWAKE } else { Duration::ZERO },
             ..Self::reading(stream, until)
         }
     }
@@ -95,6 +98,7 @@ impl<'a> Timed<'a> {
         Self {
             stream,
             brief: false,
+            awake: Duration::ZERO,
             set,
             armed: Duration::MAX,
             until,
@@ -125,7 +129,7 @@ impl<'a> Timed<'a> {
 
     /// Returns once there are bytes to read, or the connection has ended.
     fn readable(&self, left: Duration) -> io::Result<()> {
-        let asleep_from = now() + left.min(AWAKE);
+        let asleep_from = now() + left.min(self.awake);
         loop {
             let awake = now() < asleep_from;
             let wait = if awake { Duration::ZERO } else { left };

@@ -16,6 +16,7 @@ mod peer;
 mod server;
 mod session;
 mod set_up;
+mod stay;
 mod tls;
 mod transport;
 pub mod wire;

@@ -25,7 +25,8 @@ use crate::deadline::{self, Timed};
 use crate::foreign::Cursor;
 use crate::line::Line;
 use crate::server::{Lent, Place, ServerConfig, Tally};
-use crate::set_up::set_up;
+use crate::set_up::{is_on_host, set_up};
+use crate::stay::{self, Follower};
 use crate::wire::{
     ANSWER_BYTES, Answer, ENTRY_BYTES, Entry, MAGIC, MAX_COUNT, REQUEST_BYTES, RESPONSE_BYTES,
     Request, RequestKind, Response, VERSION, WireError,
@@ -79,6 +80,8 @@ pub(crate) struct Session<'a> {
     config: &'a ServerConfig,
     served: &'a Tally,
     inbox: Inbox,
+    /// Where its thread runs, if both ends are on one host.
+    follower: Option<Follower>,
     /// Its reader's, once it has greeted.
     place: Option<Place>,
     last_id: u32,
@@ -109,6 +112,7 @@ impl<'a> Session<'a> {
             config,
             served,
             inbox: Inbox::new(),
+            follower: None,
             place: None,
             last_id: 0,
             held: VecDeque::new(),
@@ -132,7 +136,13 @@ impl<'a> Session<'a> {
         sockopt::set_socket_keepalive(self.stream, true).map_err(io::Error::from)?;
         sockopt::set_tcp_keepidle(self.stream, KEEPALIVE).map_err(io::Error::from)?;
         self.place = Some(self.handshake(admit)?);
+        // TLS is so much work that its two threads had better have a core each.
+        let together = !self.line.is_secured() && is_on_host(self.stream);
+        self.follower = together.then(Follower::default);
         while self.wait()? {
+            if let Some(follower) = &mut self.follower {
+                follower.follow(self.stream);
+            }
             let until = deadline::until(self.config.request_time);
             let mut reading = Timed::reading(self.stream, until);
             let bytes = self
@@ -288,10 +298,16 @@ impl<'a> Session<'a> {
         }
         let hold = self.held.back().map(|held| held.until + HOLD_GRACE);
         loop {
-            let until = hold.unwrap_or_else(|| deadline::until(Duration::MAX));
+            let last = hold.unwrap_or_else(|| deadline::until(Duration::MAX));
+            let staying = self.follower.as_mut().filter(|follower| follower.stays());
+            let patience = staying.as_ref().map(|_| deadline::until(stay::PATIENCE));
+            let until = patience.map_or(last, |patience| patience.min(last));
             let mut reading = Timed::reading(self.stream, until);
             match self.inbox.fill(&mut self.line, &mut reading) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                Err(error) if deadline::timed_out(&error) && until < last => {
+                    staying.into_iter().for_each(Follower::leave);
+                }
                 Err(error) if hold.is_none() && deadline::timed_out(&error) => {}
                 filled => return filled.map(|()| true),
             }
@@ -335,7 +351,7 @@ impl<'a> Session<'a> {
     }
 
     /// Pins what is there. Blocks that are in other tiers are waited for.
-    fn pin(&self, entries: &[Entry], until: Instant) -> io::Result<Vec<Found>> {
+    fn pin(&mut self, entries: &[Entry], until: Instant) -> io::Result<Vec<Found>> {
         let Source { tier, stager } = self.source;
         let here = tier.shape().tier;
         let mut elsewhere: Vec<(Location, BlockKey)> = Vec::new();
@@ -353,6 +369,8 @@ impl<'a> Session<'a> {
             found.push((location, pin));
         }
         if let (Some(stager), false) = (stager, elsewhere.is_empty()) {
+            // Threads that are started for this stay where the one that starts them does.
+            self.follower.iter_mut().for_each(Follower::leave);
             let staged = stager.stage(elsewhere, deadline::left(until)?);
             for (place, pin) in places.into_iter().zip(block_on(staged)) {
                 found[place].1 = pin;

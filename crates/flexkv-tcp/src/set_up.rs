@@ -16,11 +16,17 @@ const ON_HOST: &str = "reno";
 /// there and slows a block down.
 pub(crate) fn set_up(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    if stream.local_addr()?.ip() == stream.peer_addr()?.ip() {
+    if is_on_host(stream) {
         // On a host that refuses it blocks come more slowly, and nothing else is different.
         let _ = sockopt::set_tcp_congestion(stream, ON_HOST);
     }
     Ok(())
+}
+
+/// Whether both ends have the same address.
+pub(crate) fn is_on_host(stream: &TcpStream) -> bool {
+    let ends = (stream.local_addr(), stream.peer_addr());
+    matches!(ends, (Ok(here), Ok(there)) if here.ip() == there.ip())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use flexkv_ports::{FetchOutcome, Transport as _};
 use flexkv_tcp::TransportConfig;
+use rustix::thread::sched_getaffinity;
 
 use crate::faults::honest_answer;
 use crate::support::{
@@ -94,4 +95,20 @@ async fn a_caller_is_not_held_up_by_an_owner_that_does_not_answer_at_once() {
     assert_eq!(outcomes, [FetchOutcome::Unreachable]);
     reader.all_buffers_return().await;
     drop(answer);
+}
+
+/// Threads of a connection stay on one core for a while; a caller's thread is nobody's to keep.
+#[tokio::test]
+async fn a_fetch_lets_its_caller_run_where_it_could_before() {
+    const BYTES: usize = 4096;
+    let tier = heap(4, BYTES);
+    let stored = store(&*tier, 4);
+    let server = serve(tier, server_config());
+    let reader = Reader::new(4, BYTES);
+    let before = sched_getaffinity(None).expect("known");
+    for _ in 0..100 {
+        let outcomes = reader.outcomes(server.endpoint(), &stored, DEADLINE).await;
+        assert!(outcomes.iter().all(is_fetched), "{outcomes:?}");
+        assert_eq!(sched_getaffinity(None).expect("known"), before);
+    }
 }

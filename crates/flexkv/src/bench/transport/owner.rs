@@ -52,7 +52,8 @@ pub(super) fn arena(block_bytes: usize, memory: u64) -> Result<HostTier> {
         block_bytes,
         namespace: NAMESPACE,
         arena: fastrand::Rng::new().u64(..),
-        huge_pages: false,
+        // As a node has it unless told otherwise.
+        huge_pages: true,
         populate: true,
     })
     .context("cannot make an arena")
