@@ -24,7 +24,7 @@ _OTHERS = {FILE_VARIABLE, "FLEXKV_LOG", "FLEXKV_REDIS_SERVER", "FLEXKV_FUZZ_TARG
 SWITCH_VARIABLE = "ENABLE_FLEXKV"
 
 GIB = 1 << 30
-POLICIES = ("lru", "lfu", "slru", "fifo", "s3-fifo")
+POLICIES = ("lru", "half-age", "lfu", "slru", "fifo", "s3-fifo")
 
 
 class ConfigError(ValueError):

@@ -71,7 +71,7 @@ def test_directories_are_a_list_or_one_text(tmp_path: Path) -> None:
         ({"FLEXKV_CPU_CACHE_GB": "much"}, "FLEXKV_CPU_CACHE_GB must be a number, not 'much'"),
         ({"FLEXKV_CPU_CACHE_GB": "0"}, "FLEXKV_CPU_CACHE_GB must be above 0"),
         ({"FLEXKV_SSD_CACHE_GB": "0"}, "FLEXKV_SSD_CACHE_GB must be above 0"),
-        ({"FLEXKV_EVICTION_POLICY": "mru"}, "FLEXKV_EVICTION_POLICY must be one of lru, lfu"),
+        ({"FLEXKV_EVICTION_POLICY": "mru"}, "FLEXKV_EVICTION_POLICY must be one of lru, half-age"),
         ({"FLEXKV_REDIS_PORT": "70000"}, "FLEXKV_REDIS_PORT is no port"),
         (
             {"FLEXKV_RECOMPUTE_TOKENS_PER_SECOND": "0"},

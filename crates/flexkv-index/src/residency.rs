@@ -13,7 +13,9 @@ use flexkv_block::{BlockKey, Generation, Location, SlotId, Tier};
 mod policy;
 mod walk;
 
-pub use policy::{AnyPolicy, EntryId, EvictionPolicy, Fifo, Lfu, Lru, PolicyKind, S3Fifo, Slru};
+pub use policy::{
+    AnyPolicy, EntryId, EvictionPolicy, Fifo, HalfAge, Lfu, Lru, PolicyKind, S3Fifo, Slru,
+};
 pub use walk::Walk;
 
 /// Tiers in the order in which they are preferred.

@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 mod fifo;
+mod ghosts;
+mod half_age;
 mod lfu;
 mod list;
 mod lru;
@@ -12,6 +14,7 @@ mod s3_fifo;
 mod slru;
 
 pub use fifo::Fifo;
+pub use half_age::HalfAge;
 pub use lfu::Lfu;
 pub use lru::Lru;
 pub use s3_fifo::S3Fifo;
@@ -89,11 +92,20 @@ pub enum PolicyKind {
     Fifo,
     /// [`S3Fifo`].
     S3Fifo,
+    /// [`HalfAge`].
+    HalfAge,
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Lru, Self::Lfu, Self::Slru, Self::Fifo, Self::S3Fifo];
+    pub const ALL: [Self; 6] = [
+        Self::Lru,
+        Self::Lfu,
+        Self::Slru,
+        Self::Fifo,
+        Self::S3Fifo,
+        Self::HalfAge,
+    ];
 
     /// A policy of this kind, for an empty tier.
     pub fn make(self) -> AnyPolicy {
@@ -103,6 +115,7 @@ impl PolicyKind {
             Self::Slru => Box::new(Slru::default()),
             Self::Fifo => Box::new(Fifo::default()),
             Self::S3Fifo => Box::new(S3Fifo::default()),
+            Self::HalfAge => Box::new(HalfAge::default()),
         }
     }
 }
@@ -115,6 +128,7 @@ impl fmt::Display for PolicyKind {
             Self::Slru => "slru",
             Self::Fifo => "fifo",
             Self::S3Fifo => "s3-fifo",
+            Self::HalfAge => "half-age",
         })
     }
 }

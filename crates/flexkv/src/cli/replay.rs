@@ -45,7 +45,7 @@ pub(super) struct ReplayArgs {
     /// Tokens whose blocks each node keeps
     #[arg(long, value_name = "T", default_value_t = 3_000_000)]
     node_tokens: u64,
-    /// What nodes give up first: lru, lfu, slru, fifo or s3-fifo
+    /// What nodes give up first: lru, half-age, lfu, slru, fifo or s3-fifo
     #[arg(long, value_name = "POLICY", default_value_t)]
     policy: PolicyKind,
     /// Tokens whose blocks each node keeps on SSD besides

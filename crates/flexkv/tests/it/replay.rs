@@ -166,7 +166,7 @@ fn every_policy_plays_a_trace() {
     };
     let usual = hits("");
     assert_eq!(hits("--policy lru"), usual);
-    let others: Vec<usize> = ["lfu", "slru", "fifo", "s3-fifo"]
+    let others: Vec<usize> = ["half-age", "lfu", "slru", "fifo", "s3-fifo"]
         .iter()
         .map(|policy| hits(&format!("--policy {policy}")))
         .collect();

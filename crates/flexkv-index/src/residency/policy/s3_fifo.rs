@@ -1,8 +1,7 @@
 //! S3-FIFO: three queues, of which one is of blocks that are gone. After Yang and others, "FIFO
 //! queues are all you need for cache eviction", SOSP 2023.
 
-use std::collections::{HashMap, VecDeque};
-
+use super::ghosts::Ghosts;
 use super::list::{Links, List};
 use super::{EntryId, EvictionPolicy};
 
@@ -20,9 +19,8 @@ pub struct S3Fifo {
     entries: Vec<Entry>,
     /// The block that came last.
     last: Option<EntryId>,
-    /// Fingerprints of blocks that went from the small queue, and how often each is in there.
-    ghosts: VecDeque<u64>,
-    ghosted: HashMap<u64, u32>,
+    /// Blocks that went from the small queue.
+    ghosts: Ghosts,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,22 +40,6 @@ impl S3Fifo {
             (&mut self.main, &mut self.links)
         } else {
             (&mut self.small, &mut self.links)
-        }
-    }
-
-    fn remember(&mut self, fingerprint: u64) {
-        self.ghosts.push_back(fingerprint);
-        *self.ghosted.entry(fingerprint).or_default() += 1;
-        while self.ghosts.len() > self.len().max(1) {
-            let Some(oldest) = self.ghosts.pop_front() else {
-                return;
-            };
-            if let Some(count) = self.ghosted.get_mut(&oldest) {
-                *count -= 1;
-                if *count == 0 {
-                    self.ghosted.remove(&oldest);
-                }
-            }
         }
     }
 
@@ -93,7 +75,7 @@ impl EvictionPolicy for S3Fifo {
         if self.entries.len() <= id.index() {
             self.entries.resize(id.index() + 1, Entry::default());
         }
-        let in_main = self.ghosted.contains_key(&fingerprint);
+        let in_main = self.ghosts.has(fingerprint);
         self.entries[id.index()] = Entry {
             fingerprint,
             uses: 0,
@@ -121,7 +103,7 @@ impl EvictionPolicy for S3Fifo {
         list.unlink(links, id);
         let entry = self.entries[id.index()];
         if !entry.in_main {
-            self.remember(entry.fingerprint);
+            self.ghosts.add(entry.fingerprint, self.len().max(1));
         }
     }
 

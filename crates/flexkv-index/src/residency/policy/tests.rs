@@ -10,6 +10,8 @@ struct Block {
     id: u32,
     fingerprint: u64,
     uses: u32,
+    /// When it was used last.
+    used: u64,
     /// Whether it is in the second of two queues.
     second: bool,
 }
@@ -21,6 +23,7 @@ struct Model {
     blocks: Vec<Block>,
     last: Option<u32>,
     ghosts: Vec<u64>,
+    now: u64,
 }
 
 impl Model {
@@ -50,10 +53,12 @@ impl Model {
     }
 
     fn insert(&mut self, kind: PolicyKind, id: u32, fingerprint: u64, parent: Option<u32>) {
+        self.now += 1;
         let mut block = Block {
             id,
             fingerprint,
             uses: 0,
+            used: self.now,
             second: false,
         };
         let parent = parent.and_then(|id| self.blocks.iter().find(|it| it.id == id).copied());
@@ -70,12 +75,19 @@ impl Model {
                 let last = self.last;
                 parent.filter(|it| last == Some(it.id) && it.second == block.second)
             }
+            PolicyKind::HalfAge => {
+                block.second = self.ghosts.contains(&fingerprint);
+                let parent = parent.filter(|it| it.second == block.second);
+                block.used = parent.map_or(self.now, |it| it.used);
+                parent
+            }
         };
         self.put(block, behind.map(|it| it.id));
         self.last = Some(id);
     }
 
     fn touch(&mut self, kind: PolicyKind, id: u32) {
+        self.now += 1;
         match kind {
             PolicyKind::Fifo => {}
             PolicyKind::Lru => {
@@ -97,6 +109,15 @@ impl Model {
                     None,
                 );
                 self.balance();
+            }
+            PolicyKind::HalfAge => {
+                let block = self.take(id);
+                let used = Block {
+                    used: self.now,
+                    second: true,
+                    ..block
+                };
+                self.put(used, None);
             }
             PolicyKind::S3Fifo => {
                 let block = self.blocks.iter_mut().find(|block| block.id == id);
@@ -127,7 +148,7 @@ impl Model {
         if kind == PolicyKind::Slru {
             self.balance();
         }
-        if kind == PolicyKind::S3Fifo && !block.second {
+        if kind == PolicyKind::HalfAge || (kind == PolicyKind::S3Fifo && !block.second) {
             self.ghosts.push(block.fingerprint);
             let most = self.blocks.len().max(1);
             let over = self.ghosts.len().saturating_sub(most);
@@ -146,6 +167,17 @@ impl Model {
                     .map(|block| block.id)
             }
             PolicyKind::Slru => self.oldest(false).or_else(|| self.oldest(true)),
+            PolicyKind::HalfAge => {
+                let age = |block: &&Block| {
+                    let twice = 2 * (self.now - block.used);
+                    if block.second { twice / 2 } else { twice }
+                };
+                // The first of the oldest ones, of those that were used once before the others.
+                let oldest = self.blocks.iter().map(|block| age(&block)).max()?;
+                let mut ties = self.blocks.iter().filter(|block| age(block) == oldest);
+                let once = ties.clone().find(|block| !block.second);
+                once.or_else(|| ties.next()).map(|block| block.id)
+            }
             PolicyKind::S3Fifo => loop {
                 let due = 10 * self.count(false) >= self.blocks.len();
                 let small = self.oldest(false).filter(|_| due);
@@ -245,24 +277,53 @@ fn names_are_read_as_they_are_shown() {
     assert!("LRU".parse::<PolicyKind>().is_err());
 }
 
+/// Ten blocks, half of which are used, then `scan` new ones: how many of the used ones are still there.
+fn kept_after(kind: PolicyKind, scan: u32) -> usize {
+    let mut policy = kind.make();
+    (0..10).for_each(|id| policy.on_insert(EntryId(id), id.into(), None));
+    for _ in 0..3 {
+        (0..5).for_each(|id| policy.on_touch(EntryId(id)));
+    }
+    let mut kept = 5;
+    for new in 10..10 + scan {
+        let victim = policy.next_victim(None).expect("there are ten");
+        policy.on_remove(victim);
+        kept -= usize::from(victim.0 < 5);
+        policy.on_insert(EntryId(new), new.into(), None);
+    }
+    kept
+}
+
 #[test]
 fn what_is_used_often_outlives_a_scan() {
     for kind in PolicyKind::ALL {
-        let mut policy = kind.make();
-        // Ten blocks, half of which are used, then many that are used once.
-        (0..10).for_each(|id| policy.on_insert(EntryId(id), id.into(), None));
-        for _ in 0..3 {
-            (0..5).for_each(|id| policy.on_touch(EntryId(id)));
-        }
-        let mut gone = Vec::new();
-        for new in 10..40 {
-            let victim = policy.next_victim(None).expect("there are ten");
-            policy.on_remove(victim);
-            gone.push(victim.0);
-            policy.on_insert(EntryId(new), new.into(), None);
-        }
-        let kept = (0..5).filter(|id| !gone.contains(id)).count();
-        let scan_proof = !matches!(kind, PolicyKind::Lru | PolicyKind::Fifo);
-        assert_eq!(kept, if scan_proof { 5 } else { 0 }, "{kind}");
+        let [short, long] = match kind {
+            PolicyKind::Lru | PolicyKind::Fifo => [0, 0],
+            PolicyKind::HalfAge => [3, 0],
+            PolicyKind::Lfu | PolicyKind::Slru | PolicyKind::S3Fifo => [5, 5],
+        };
+        assert_eq!(kept_after(kind, 10), short, "{kind}");
+        assert_eq!(kept_after(kind, 30), long, "{kind}");
     }
+}
+
+#[test]
+fn by_half_age_a_block_that_comes_back_soon_was_used_again() {
+    let first_to_go = |comes_back: u64| {
+        let mut policy = HalfAge::default();
+        (0..4).for_each(|id| policy.on_insert(EntryId(id), id.into(), None));
+        policy.on_remove(EntryId(0));
+        policy.on_insert(EntryId(0), comes_back, None);
+        (4..7).for_each(|id| {
+            policy.on_insert(EntryId(id), id.into(), None);
+            policy.on_remove(EntryId(id - 3));
+        });
+        policy.next_victim(None)
+    };
+    assert_eq!(
+        first_to_go(0),
+        Some(EntryId(4)),
+        "block 0 counts as younger"
+    );
+    assert_eq!(first_to_go(99), Some(EntryId(0)), "it is older");
 }
