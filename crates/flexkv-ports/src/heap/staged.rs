@@ -1,5 +1,6 @@
 //! A staged tier on heap memory: transfers are copies that are done at once. Knows nothing of files.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flexkv_block::{BlockKey, Location, Tier};
@@ -17,6 +18,9 @@ pub struct HeapStagedTier {
     /// In order of use.
     blocks: Arc<Mutex<Vec<StagedBlock>>>,
     recovered: Arc<Mutex<Vec<StagedBlock>>>,
+    /// How often it was opened, and which time this is.
+    opened: Arc<AtomicU64>,
+    life: u64,
 }
 
 impl HeapStagedTier {
@@ -34,17 +38,26 @@ impl HeapStagedTier {
             slots: HeapTier::new(shape),
             blocks: Arc::default(),
             recovered: Arc::default(),
+            opened: Arc::default(),
+            life: 0,
         }
     }
 
-    /// The same tier as one finds it after a restart: what is in it counts as recovered.
+    /// The same tier as one finds it after a restart: what is in it counts as recovered. What was
+    /// opened before is that of a dead process: it moves no blocks any more.
     #[must_use]
     pub fn reopened(&self) -> Self {
         let found = lock(&self.blocks).clone();
         Self {
             recovered: Arc::new(Mutex::new(found)),
+            life: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
             ..self.clone()
         }
+    }
+
+    /// Whether it was opened again since.
+    fn is_dead(&self) -> bool {
+        self.opened.load(Ordering::Relaxed) != self.life
     }
 
     fn put(&self, block: &ReadSlot, parent: Option<BlockKey>) -> Result<Location, WriteRefusal> {
@@ -52,6 +65,9 @@ impl HeapStagedTier {
         assert_eq!(block.bytes().len(), size, "{block:?} has another size");
         if !block.verify() {
             return Err(WriteRefusal::Corrupt);
+        }
+        if self.is_dead() {
+            return Err(WriteRefusal::Failed);
         }
         let slot = self.slots.reserve().ok_or(WriteRefusal::Full)?;
         slot.bytes().write_from(block.bytes());
@@ -65,6 +81,9 @@ impl HeapStagedTier {
     }
 
     fn drop_block(&self, location: Location) -> Eviction {
+        if self.is_dead() {
+            return Eviction::Stale;
+        }
         let outcome = self.slots.evict(location);
         if outcome == Eviction::Done {
             lock(&self.blocks).retain(|block| block.location != location);
@@ -76,6 +95,7 @@ impl HeapStagedTier {
         let size = self.slots.shape().block_bytes;
         assert_eq!(into.bytes().len(), size, "{into:?} has another size");
         let outcome = match self.slots.pin(location, key) {
+            _ if self.is_dead() => Err(ReadRefusal::Failed),
             Err(PinRefusal::Stale) => Err(ReadRefusal::Stale),
             Ok(slot) => {
                 into.bytes().write_from(slot.bytes());

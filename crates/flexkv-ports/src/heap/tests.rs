@@ -108,6 +108,14 @@ async fn a_reopened_staged_tier_tells_what_is_in_it() {
     let reopened = staged.reopened();
     assert_eq!(reopened.recovered(), [left]);
     assert_eq!(reopened.recovered(), [], "it is told once");
+    // The process that had it before is dead: it neither writes nor drops anything.
+    let slot = memory.reserve().expect("a slot");
+    let sum = slot.bytes().checksum();
+    let pin = memory.pin(memory.commit(slot, key(9), sum), key(9));
+    let late = staged.write(pin.expect("it is there"), None).await;
+    assert_eq!(late, Err(crate::WriteRefusal::Failed));
+    assert_eq!(staged.evict(left.location), crate::Eviction::Stale);
+    assert_eq!(reopened.free_slots(), 1);
 }
 
 #[test]
