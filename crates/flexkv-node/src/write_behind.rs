@@ -170,15 +170,6 @@ fn settle(shared: &Shared, ended: &Ended) {
         }
         Err(WriteRefusal::Full | WriteRefusal::Busy) => counters.unwritten.increment(1),
         Err(WriteRefusal::Failed) => counters.staged_write_failed.increment(1),
-        Err(WriteRefusal::Corrupt) => drop_corrupt(shared, ended.key),
-    }
-}
-
-/// The bytes in memory are not those that were stored: the block goes.
-fn drop_corrupt(shared: &Shared, key: BlockKey) {
-    let location = shared.core.find(&[key]).pop().flatten();
-    if let Some(Ok(slot)) = location.map(|location| shared.tier.pin(location, key)) {
-        shared.drop_corrupt(slot);
     }
 }
 

@@ -29,8 +29,6 @@ pub enum WriteRefusal {
     Full,
     /// As many writes wait already as the tier lets wait.
     Busy,
-    /// The block's bytes are not those it was committed with.
-    Corrupt,
     /// The storage reported an error; the slot is not used again.
     Failed,
 }
@@ -74,8 +72,9 @@ pub trait StagedTier: Send + Sync + 'static {
     /// them, because their storage failed.
     fn lost(&self) -> Vec<(BlockKey, Location)>;
 
-    /// Writes a verified copy of `block`, which comes after `parent` in its prompt. Once the future
-    /// is ready the block survives the end of the process.
+    /// Writes a copy of `block`, which comes after `parent` in its prompt, with the checksum that it
+    /// was committed with: bytes that changed since are refused when they are read. Once the future is
+    /// ready the block survives the end of the process.
     ///
     /// # Panics
     /// If `block` has not the size of the tier's blocks.

@@ -154,9 +154,6 @@ impl StagedTier for SsdTier {
         let uses = self.uses.clone();
         Box::pin(async move {
             let chosen = chosen.ok_or(WriteRefusal::Full)?;
-            if !block.verify() {
-                return Err(WriteRefusal::Corrupt);
-            }
             let fingerprint = block.key().fingerprint();
             let location = devices[chosen].device.write(block, parent).await?;
             uses.note([fingerprint]);

@@ -117,7 +117,7 @@ async fn only_what_is_used_again_is_written_if_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_that_changed_in_memory_are_not_written() {
+async fn bytes_that_changed_in_memory_are_served_from_nowhere() {
     let world = World::new();
     let ssd = HeapStagedTier::new(40, BLOCK_BYTES);
     let a = world.staged("a", 20, &ssd, Admission::Computed);
@@ -126,9 +126,11 @@ async fn bytes_that_changed_in_memory_are_not_written() {
     let location = a.node.held(&prompt)[1].expect("here");
     flip(&a.tier, location, prompt[1]);
     settle().await;
+    assert_eq!(ssd.free_slots(), 37, "written without a look");
+    assert_eq!(a.load(&prompt).await.local, 1);
     assert_eq!(a.counter("flexkv_local_corrupt_blocks_total", ""), 1);
-    assert_eq!(a.node.held(&prompt)[1], None, "it is not served any more");
-    assert_eq!(ssd.free_slots(), 38);
+    assert_eq!(a.node.held(&prompt)[1], None, "gone from memory");
+    assert_eq!(ssd.free_slots(), 38, "and from the SSD");
 }
 
 #[tokio::test(start_paused = true)]
