@@ -15,8 +15,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use crate::Shared;
 use crate::config::Admission;
 
-/// Writes under way at a time.
-const LANES: usize = 32;
+/// Writes under way at a time: more than a device has in flight, so that it need not wait for this
+/// task where the processor is short.
+const LANES: usize = 64;
 /// How often the tier is asked what it lost while nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

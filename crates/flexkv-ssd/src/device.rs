@@ -35,6 +35,9 @@ use queue::Queue;
 
 /// A directory that fails this often without a success in between is given up.
 const ERRORS_MAX: u32 = 4;
+/// At least so many writes may be under way at a directory or wait there, more if its depth is large:
+/// more than a node has under way.
+const WRITES_MIN: usize = 256;
 /// Reads that may wait at a directory.
 const READS_MAX: usize = 4096;
 
@@ -114,7 +117,7 @@ impl Device {
             live: Box::new(move || lock(&live).all()),
         });
         let journal = Arc::new(journal.map_err(SsdError::at(&dir, "write the journal"))?);
-        let pages = Arc::new(Pages::new(4 * config.depth.max(4) as usize));
+        let pages = Arc::new(Pages::new((4 * config.depth as usize).max(WRITES_MIN)));
         let mut memory = config.memory.clone();
         memory.push(pages.memory());
         let told = journal.clone();

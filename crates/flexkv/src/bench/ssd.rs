@@ -1,7 +1,7 @@
 //! The SSD tier on a directory, beside fio on the same file system in the same run.
 //!
-//! Blocks are written from and read into an arena, at random places, and verified, as always; fio
-//! moves as many bytes without looking at them. As many transfers are in flight at the device as fio
+//! Blocks are written from and read into an arena, at random places, and what is read is verified, as
+//! always; fio moves as many bytes without looking at them, and reads once more looking at them. As many transfers are in flight at the device as fio
 //! has, and as many again wait, as loads of several prompts do. Then a tier is opened again. Knows
 //! nothing of nodes.
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use flexkv_block::{BlockKey, Checksum, Location, NamespaceId};
 use flexkv_host::{HostConfig, HostTier};
-use flexkv_ports::{BlockTier as _, BoxFuture, Eviction, StagedTier as _};
+use flexkv_ports::{BlockTier as _, BoxFuture, Eviction, MemorySlice, StagedTier as _, WriteSlot};
 use flexkv_ssd::{EngineChoice, SsdConfig, SsdDir, SsdTier};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
@@ -24,8 +24,8 @@ use crate::units::show_bytes;
 
 /// Whose blocks are measured with.
 const NAMESPACE: NamespaceId = NamespaceId::from_u128(0x55d);
-/// Bytes that are hashed to see what that costs.
-const HASHED: usize = 256 << 20;
+/// Bytes that are looked at to see what that costs.
+const LOOKED_AT: usize = 128 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// What to measure.
@@ -131,67 +131,122 @@ async fn measure(plan: &Plan, dir: &Path, size: usize, depth: u32) -> Result<Vec
     let mut rows = Vec::new();
     for way in [Way::Write, Way::Read] {
         let mut ours = vec![Vec::new(); engines.len()];
-        let (mut theirs, mut hashing) = (Vec::new(), Vec::new());
+        let (mut theirs, mut verifying, mut looks) = (Vec::new(), Vec::new(), Vec::new());
+        let job = |memory, verify| fio::Job {
+            dir: dir.to_owned(),
+            bytes: plan.bytes,
+            block: size,
+            depth,
+            write: way == Way::Write,
+            time: plan.time,
+            memory,
+            verify,
+        };
+        if let (Some(memory), Way::Read) = (plan.with_fio, way) {
+            job(memory, true).prepare().await?;
+        }
         for _ in 0..plan.rounds {
             for ((_, bench), turns) in engines.iter_mut().zip(&mut ours) {
                 turns.push(bench.turn(way, plan.time).await?);
             }
             if let Some(memory) = plan.with_fio {
-                let job = fio::Job {
-                    file: dir.join("fio"),
-                    bytes: plan.bytes,
-                    block: size,
-                    depth,
-                    write: way == Way::Write,
-                    time: plan.time,
-                    memory,
-                };
-                theirs.push(job.run().await?);
+                theirs.push(job(memory, false).run().await?);
+                if way == Way::Read {
+                    verifying.push(job(memory, true).run().await?);
+                }
             }
-            if let Some((_, bench)) = engines.first() {
-                hashing.push(bench.cost_of_hashing()?);
+            if let (Some((_, bench)), Way::Read) = (engines.first(), way) {
+                looks.push(bench.cost_of_looking()?);
             }
         }
-        let hashing = median(hashing.into_iter());
         for ((engine, _), turns) in engines.iter().zip(&ours) {
             let size = show_bytes(size as u64);
             let name = format!("{engine}: {} {size}, depth {depth}", way.name());
-            rows.extend(rows_of(&name, hashing, turns, &theirs));
+            rows.extend(rows_of(&name, turns, &theirs));
+            if way == Way::Read {
+                rows.extend(rows_of_looking(&name, turns, &theirs, &verifying, &looks));
+            }
         }
     }
     Ok(rows)
 }
 
-/// `hashing` is what the checksums cost, which fio has none of, in ms per GiB.
-fn rows_of(name: &str, hashing: f64, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
-    let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.gib_per_second));
-    let used = |turns: &[Turn]| median(turns.iter().map(|turn| turn.cpu_ms_per_gib));
-    let mut speed = Row::new(name, rate(ours), "GiB/s", Better::Higher);
-    let mut cost = Row::new(format!("{name} CPU"), used(ours), "ms/GiB", Better::Lower);
-    let hashes = format!("{name} CPU, of that checksums");
-    let hashes = Row::new(hashes, hashing, "ms/GiB", Better::Lower);
+/// What a turn has of something.
+type Of = fn(&Turn) -> f64;
+const SPEED: Of = |turn| turn.gib_per_second;
+const CPU: Of = |turn| turn.cpu_ms_per_gib;
+
+fn middle(turns: &[Turn], of: Of) -> f64 {
+    median(turns.iter().map(of))
+}
+
+/// The middle one of the ratios of all rounds.
+fn ratio(ours: &[Turn], theirs: &[Turn], of: Of) -> f64 {
+    let pairs = ours.iter().zip(theirs);
+    median(pairs.map(|(ours, theirs)| of(ours) / of(theirs)))
+}
+
+fn rows_of(name: &str, ours: &[Turn], theirs: &[Turn]) -> Vec<Row> {
+    let speed = Row::new(name, middle(ours, SPEED), "GiB/s", Better::Higher);
+    let cost = Row::new(
+        format!("{name} CPU"),
+        middle(ours, CPU),
+        "ms/GiB",
+        Better::Lower,
+    );
     if theirs.is_empty() {
-        return vec![speed, cost, hashes];
+        return vec![speed, cost];
     }
-    speed = speed.peer("fio", rate(theirs));
-    cost = cost.peer("fio", used(theirs));
-    let of_fio = |what: &str, ratio: fn(&Turn, &Turn, f64) -> f64, better, target| {
-        let pairs = ours.iter().zip(theirs);
-        let ratio = median(pairs.map(|(a, b)| ratio(a, b, hashing)));
-        Row::new(format!("{name}{what} of fio"), ratio, "", better).target(target)
+    let of_fio = |what: &str, of, better| {
+        Row::new(
+            format!("{name}{what} of fio"),
+            ratio(ours, theirs, of),
+            "",
+            better,
+        )
     };
-    let faster: fn(&Turn, &Turn, f64) -> f64 = |a, b, _| a.gib_per_second / b.gib_per_second;
-    let dearer: fn(&Turn, &Turn, f64) -> f64 = |a, b, _| a.cpu_ms_per_gib / b.cpu_ms_per_gib;
-    let moving: fn(&Turn, &Turn, f64) -> f64 =
-        |a, b, hashing| (a.cpu_ms_per_gib - hashing) / b.cpu_ms_per_gib;
     vec![
-        speed,
-        of_fio("", faster, Better::Higher, 0.9),
-        cost,
-        hashes,
-        of_fio(" CPU", dearer, Better::Lower, 1.5),
-        of_fio(" CPU without checksums", moving, Better::Lower, 1.5),
+        speed.peer("fio", middle(theirs, SPEED)),
+        of_fio("", SPEED, Better::Higher).target(0.9),
+        cost.peer("fio", middle(theirs, CPU)),
+        of_fio(" CPU", CPU, Better::Lower).target(1.5),
     ]
+}
+
+/// What it takes to look at the bytes that were read, which fio by itself does not.
+fn rows_of_looking(
+    name: &str,
+    ours: &[Turn],
+    theirs: &[Turn],
+    verifying: &[Turn],
+    looks: &[Looks],
+) -> Vec<Row> {
+    let hashing = median(looks.iter().map(|it| it.hashing));
+    let loading = median(looks.iter().map(|it| it.loading));
+    let what = format!("{name} CPU, of that checksums");
+    let mut rows =
+        vec![Row::new(what, hashing, "ms/GiB", Better::Lower).peer("loads alone", loading)];
+    if theirs.is_empty() {
+        return rows;
+    }
+    let pairs = ours.iter().zip(theirs);
+    let moving = pairs.map(|(ours, theirs)| (CPU(ours) - hashing) / CPU(theirs));
+    let what = format!("{name} CPU of fio, without checksums");
+    rows.push(Row::new(what, median(moving), "", Better::Lower));
+    for (what, of, better) in [("", SPEED, Better::Higher), (" CPU", CPU, Better::Lower)] {
+        let what = format!("{name}{what} of fio that verifies");
+        let row = Row::new(what, ratio(ours, verifying, of), "", better);
+        rows.push(row.peer("fio", middle(verifying, of)));
+    }
+    rows
+}
+
+/// CPU of looking at bytes, in ms per GiB.
+struct Looks {
+    /// Of their checksums.
+    hashing: f64,
+    /// Of loading them and no more: what the cheapest look costs.
+    loading: f64,
 }
 
 /// A block that was moved, and what is left to do for it.
@@ -199,6 +254,34 @@ enum Moved {
     Read(Result<(), String>),
     /// Where it lay in memory, and now on disk.
     Written(BlockKey, Location, Result<Location, String>),
+}
+
+/// CPU of looking at all these again and again, in ms per GiB.
+fn cost_of(slots: &[WriteSlot], look: impl Fn(&MemorySlice)) -> Result<f64> {
+    let used = cpu(None)?;
+    let mut bytes = 0;
+    while bytes < LOOKED_AT {
+        for slot in slots {
+            look(slot.bytes());
+            bytes += slot.bytes().len();
+        }
+    }
+    let used = cpu(None)?.saturating_sub(used);
+    Ok(used.as_secs_f64() * 1e3 * GIB / bytes as f64)
+}
+
+fn hash(bytes: &MemorySlice) {
+    std::hint::black_box(bytes.checksum());
+}
+
+/// Loads all bytes into a place that stays in the first cache.
+fn load(bytes: &MemorySlice) {
+    let mut piece = [0; 4096];
+    for at in (0..bytes.len()).step_by(piece.len()) {
+        let len = piece.len().min(bytes.len() - at);
+        bytes.read(at, &mut piece[..len]);
+        std::hint::black_box(&piece);
+    }
 }
 
 /// A tier with an arena to move blocks to and from.
@@ -297,20 +380,18 @@ impl Bench {
         })
     }
 
-    /// CPU of hashing, in ms per GiB, in turn what lies in the memory that transfers use: as much of
-    /// it is in caches, and as far apart, as when a transfer has just ended or is to begin.
-    fn cost_of_hashing(&self) -> Result<f64> {
+    /// What looking at blocks costs, in turn at what lies in the memory that transfers use: as much of
+    /// it is in caches, and as far apart, as when a transfer has just ended. Both ways to look begin
+    /// with a half that nobody has looked at.
+    fn cost_of_looking(&self) -> Result<Looks> {
         let slots: Vec<_> = std::iter::from_fn(|| self.memory.reserve()).collect();
-        let used = cpu(None)?;
-        let mut bytes = 0;
-        while bytes < HASHED {
-            for slot in &slots {
-                std::hint::black_box(slot.bytes().checksum());
-                bytes += self.size;
-            }
+        let (a, b) = slots.split_at(slots.len() / 2);
+        let (mut hashing, mut loading) = (0.0, 0.0);
+        for (hashed, loaded) in [(a, b), (b, a)] {
+            hashing += cost_of(hashed, hash)? / 2.0;
+            loading += cost_of(loaded, load)? / 2.0;
         }
-        let used = cpu(None)?.saturating_sub(used);
-        Ok(used.as_secs_f64() * 1e3 * GIB / bytes as f64)
+        Ok(Looks { hashing, loading })
     }
 
     /// Writes a block instead of another one. Like a node it gives up some at once.

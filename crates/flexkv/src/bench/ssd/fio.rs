@@ -11,13 +11,16 @@ use super::{FioMemory, GIB, Turn};
 
 /// Random transfers past the page cache, with registered buffers and files.
 pub(super) struct Job {
-    pub(super) file: PathBuf,
+    /// Where its files lie: one for jobs that verify, one for all others.
+    pub(super) dir: PathBuf,
     pub(super) bytes: u64,
     pub(super) block: usize,
     pub(super) depth: u32,
     pub(super) write: bool,
     pub(super) time: Duration,
     pub(super) memory: FioMemory,
+    /// Compare each block with a checksum that it carries: CRC-32C, the cheapest of those that fio has.
+    pub(super) verify: bool,
 }
 
 #[derive(Deserialize)]
@@ -43,15 +46,26 @@ struct Transfers {
 impl Job {
     /// Runs the job; the file is made by fio before it begins to count.
     pub(super) async fn run(&self) -> Result<Turn> {
-        let words = [
+        let way = if self.write { "randwrite" } else { "randread" };
+        let time = format!("--runtime={}ms", self.time.as_millis());
+        self.call(&[format!("--rw={way}"), time, "--time_based".to_owned()])
+            .await
+    }
+
+    /// Writes the file that jobs which verify read.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        let words = ["--rw=write", "--do_verify=0"].map(str::to_owned);
+        self.call(&words).await.map(drop)
+    }
+
+    async fn call(&self, more: &[String]) -> Result<Turn> {
+        let file = if self.verify { "fio-verified" } else { "fio" };
+        let mut words = vec![
             "--name=peer".to_owned(),
-            format!("--filename={}", self.file.display()),
+            format!("--filename={}", self.dir.join(file).display()),
             format!("--size={}", self.bytes),
             format!("--bs={}", self.block),
             format!("--iodepth={}", self.depth),
-            format!("--rw={}", if self.write { "randwrite" } else { "randread" }),
-            format!("--runtime={}ms", self.time.as_millis()),
-            "--time_based".to_owned(),
             // A file that is written over, not one that grows.
             "--overwrite=1".to_owned(),
             "--ioengine=io_uring".to_owned(),
@@ -64,6 +78,10 @@ impl Job {
             },
             "--output-format=json".to_owned(),
         ];
+        if self.verify {
+            words.push("--verify=crc32c".to_owned());
+        }
+        words.extend_from_slice(more);
         let output = Command::new("fio").args(&words).output().await;
         let output = output.context("cannot run fio; is it installed?")?;
         if !output.status.success() {
