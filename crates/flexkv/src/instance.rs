@@ -161,6 +161,9 @@ impl Instance {
         let node = Node::start(config, ports, recorder).context("cannot start the node")?;
         if ssd.is_some() {
             server.stage_with(node.clone());
+            share
+                .iter()
+                .for_each(|share| share.stage_with(node.clone()));
         }
         node.heed(reports);
         let serve = |socket: PathBuf| {

@@ -11,13 +11,16 @@ use flexkv_handshake::{Asking, GreetError, VERDICT_BYTES, WELCOME_BYTES};
 use flexkv_ports::Suspect;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 
 use super::address::Address;
+use super::asks::{Asks, Held};
 use super::server::terms;
 use super::socket;
 use super::transport::HostTransportConfig;
+use super::wire::{self, Named};
 use crate::{HostError, MappedArena};
 
 /// Why an arena is not mapped.
@@ -57,14 +60,15 @@ struct State {
 
 struct Attached {
     arena: Arc<MappedArena>,
-    stream: Arc<UnixStream>,
-    /// The task that waits for the owner's end.
-    watch: AbortHandle,
+    asks: Arc<Asks>,
+    /// The task that talks to the owner until its end.
+    talk: AbortHandle,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.watch.abort();
+        self.talk.abort();
+        self.asks.close();
     }
 }
 
@@ -153,15 +157,15 @@ impl Link {
 
     fn keep(self: &Arc<Self>, arena: MappedArena, stream: UnixStream) -> Arc<MappedArena> {
         let arena = Arc::new(arena);
-        let stream = Arc::new(stream);
-        let watch = watch(Arc::downgrade(self), stream.clone());
-        let watch = tokio::spawn(watch).abort_handle();
+        let (asks, to_send) = Asks::new();
+        let talk = talk(Arc::downgrade(self), stream, asks.clone(), to_send);
+        let talk = tokio::spawn(talk).abort_handle();
         let mut state = self.lock();
         *state = State {
             attached: Some(Attached {
                 arena: arena.clone(),
-                stream,
-                watch,
+                asks,
+                talk,
             }),
             ..State::default()
         };
@@ -188,20 +192,26 @@ impl Link {
         }
     }
 
-    /// Tells the owner of a damaged block, if it is attached and takes the report at once. Without
-    /// room for a whole report the connection is of no more use.
+    /// Tells the owner of a damaged block, if it is attached and has not too much to hear.
     pub(super) fn report(&self, suspect: Suspect) {
-        let state = self.lock();
-        let Some(attached) = &state.attached else {
-            return;
-        };
-        let sent = attached.stream.try_write(&suspect.encode());
-        drop(state);
-        match sent {
-            Ok(Suspect::BYTES) => {}
-            Ok(_) => self.lost(),
-            Err(error) => tracing::debug!(%error, owner = %self.address, "a report is lost"),
+        let asks = self.asks();
+        if asks.is_some_and(|asks| !asks.report(suspect)) {
+            tracing::debug!(owner = %self.address, "a report is lost");
         }
+    }
+
+    /// Has the owner bring blocks to memory and hold them there. `None` if it does not answer by
+    /// `until`.
+    pub(super) async fn hold(&self, blocks: &[Named], until: Instant) -> Option<Held> {
+        self.asks()?.hold(blocks, until).await
+    }
+
+    fn asks(&self) -> Option<Arc<Asks>> {
+        let state = self.lock();
+        state
+            .attached
+            .as_ref()
+            .map(|attached| attached.asks.clone())
     }
 
     /// Lets go of the arena: the owner has gone. A new attempt may be made at once.
@@ -220,11 +230,33 @@ impl Link {
     }
 }
 
-/// Waits for the owner's end. Until then its memory stays mapped; afterwards that would keep memory
-/// from the system that nobody fills any more.
-async fn watch(link: Weak<Link>, stream: Arc<UnixStream>) {
-    socket::ended(&stream).await;
+/// Passes on what is said on either side, until the owner's end. Until then its memory stays mapped;
+/// afterwards that would keep memory from the system that nobody fills any more.
+async fn talk(
+    link: Weak<Link>,
+    stream: UnixStream,
+    asks: Arc<Asks>,
+    mut to_send: mpsc::Receiver<Vec<u8>>,
+) {
+    let ended = tokio::select! {
+        heard = hear(&stream, &asks) => heard,
+        sent = socket::send_all(&stream, &mut to_send) => sent,
+    };
     if let Some(link) = link.upgrade() {
+        tracing::debug!(owner = %link.address, ?ended, "the owner of a shared arena has gone");
         link.lost();
+    }
+}
+
+/// Hears the owner's answers, until it leaves or says something else.
+async fn hear(stream: &UnixStream, asks: &Asks) -> io::Result<()> {
+    loop {
+        let (head, _) = socket::receive::<{ wire::ANSWER_BYTES }>(stream).await?;
+        let Some((id, count)) = wire::answered(&head) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let mut words = vec![0; wire::WORD_BYTES * count];
+        socket::fill(stream, &mut words).await?;
+        asks.answered(id, wire::held(&words));
     }
 }

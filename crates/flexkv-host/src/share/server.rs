@@ -1,11 +1,11 @@
-//! The owner's half: hands the arena's file to readers of this host that prove themselves, and tells
-//! them by the end of the connection that it is gone.
+//! The owner's half: hands the arena's file to readers of this host that prove themselves, brings blocks of
+//! slower tiers to memory for them, and tells them by the end of the connection that it is gone.
 //!
 //! Knows nothing of what readers read.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flexkv_block::NamespaceId;
@@ -13,13 +13,15 @@ use flexkv_handshake::{
     Answering, CONFIRM_BYTES, Credential, Failed, HELLO_BYTES, PROOF_BYTES, Refusal, Refusals,
     Terms,
 };
-use flexkv_ports::{Suspect, SuspectSender};
+use flexkv_ports::{BlockTier as _, Stager, SuspectSender};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::address::{Address, HostId};
+use super::held::{Holding, REQUESTS_MAX};
+use super::wire::{self, Said};
 use super::{MAGIC, VERSION, socket};
 use crate::HostTier;
 
@@ -27,6 +29,8 @@ use crate::HostTier;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections beyond the bound that are let in only to be told why they are refused.
 const REFUSALS: usize = 8;
+/// One in so many slots may be held for readers that had blocks brought there.
+const HELD_OF_SLOTS: u32 = 4;
 
 /// How an owner shares its arena.
 #[derive(Clone, Debug)]
@@ -67,7 +71,6 @@ pub struct ShareServer {
     accepting: AbortHandle,
 }
 
-#[derive(Debug)]
 struct Shared {
     file: OwnedFd,
     terms: Terms,
@@ -75,6 +78,11 @@ struct Shared {
     config: ShareConfig,
     readers: Arc<Semaphore>,
     refused: Arc<Semaphore>,
+    /// Brings blocks of other tiers to memory.
+    stager: OnceLock<Arc<dyn Stager>>,
+    /// Blocks that may be held for readers, and places for them.
+    most_held: usize,
+    room: Arc<Semaphore>,
 }
 
 impl ShareServer {
@@ -87,12 +95,16 @@ impl ShareServer {
             arena: layout.arena(),
         };
         let listener = UnixListener::bind(address.socket())?;
+        let most_held = (tier.shape().slots / HELD_OF_SLOTS).max(1) as usize;
         let shared = Arc::new(Shared {
             file,
             terms: terms(layout.namespace(), layout.block_bytes()),
             own_uid: rustix::process::geteuid().as_raw(),
             readers: Arc::new(Semaphore::new(config.max_readers)),
             refused: Arc::new(Semaphore::new(REFUSALS)),
+            stager: OnceLock::new(),
+            most_held,
+            room: Arc::new(Semaphore::new(most_held)),
             config,
         });
         let accepting = tokio::spawn(accept_all(shared.clone(), listener));
@@ -101,6 +113,11 @@ impl ShareServer {
             shared,
             accepting: accepting.abort_handle(),
         })
+    }
+
+    /// Serves blocks of other tiers, too: `stager` brings them to memory. The first one stays.
+    pub fn stage_with(&self, stager: Arc<dyn Stager>) {
+        self.shared.stager.get_or_init(|| stager);
     }
 
     /// Where readers find it, such as `shm://BOOT-ID/0123456789abcdef`.
@@ -117,6 +134,14 @@ impl ShareServer {
 impl Drop for ShareServer {
     fn drop(&mut self) {
         self.accepting.abort();
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -171,14 +196,43 @@ async fn serve(
     }
 }
 
-/// Passes on what the reader reports, until it leaves or says something else.
+/// Does what the reader asks for, until it leaves or says something else.
 async fn hear(shared: &Shared, stream: &UnixStream) {
-    while let Ok((bytes, _)) = socket::receive::<{ Suspect::BYTES }>(stream).await {
-        let Some(suspect) = Suspect::decode(&bytes) else {
-            return;
-        };
-        if let Some(suspects) = &shared.config.suspects {
-            suspects.tell(suspect);
+    // An answer is never waited for: a reader has no more requests than the queue has places.
+    let (answers, mut to_send) = mpsc::channel(REQUESTS_MAX);
+    let (stager, room) = (shared.stager.get().cloned(), shared.room.clone());
+    let mut holding = Holding::new(stager, room, shared.most_held, answers);
+    tokio::select! {
+        _ = socket::send_all(stream, &mut to_send) => {}
+        heard = hear_all(shared, stream, &mut holding) => {
+            tracing::debug!(?heard, "a reader of the arena has left");
+        }
+    }
+}
+
+async fn hear_all(shared: &Shared, stream: &UnixStream, holding: &mut Holding) -> io::Result<()> {
+    let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+    loop {
+        let (bytes, _) = socket::receive::<{ wire::SAID_BYTES }>(stream).await?;
+        match Said::decode(&bytes).ok_or_else(wrong)? {
+            Said::Report(suspect) => {
+                if let Some(suspects) = &shared.config.suspects {
+                    suspects.tell(suspect);
+                }
+            }
+            Said::Ask {
+                id,
+                count,
+                patience_ms,
+            } => {
+                let mut blocks = vec![0; wire::NAMED_BYTES * count];
+                socket::fill(stream, &mut blocks).await?;
+                let blocks = wire::named(&blocks).ok_or_else(wrong)?;
+                if !holding.ask(id, blocks, patience_ms) {
+                    return Err(wrong());
+                }
+            }
+            Said::End { id } => holding.end(id),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Messages of fixed size on a Unix socket, with a file beside one of them. Knows no message.
+//! Messages on a Unix socket, with a file beside one of them. Knows no message.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,6 +11,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
 /// Sends `bytes`, with `file` beside the first of them.
 pub(super) async fn send(
@@ -25,6 +26,17 @@ pub(super) async fn send(
         sent += stream
             .async_io(Interest::WRITABLE, || send_some(stream, rest, file))
             .await?;
+    }
+    Ok(())
+}
+
+/// Sends what comes out of the queue, until it is closed or the other side has gone.
+pub(super) async fn send_all(
+    stream: &UnixStream,
+    queue: &mut mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
+    while let Some(bytes) = queue.recv().await {
+        send(stream, &bytes, None).await?;
     }
     Ok(())
 }
@@ -83,17 +95,4 @@ fn receive_some(
         }
     }
     Ok(message.bytes)
-}
-
-/// Waits until the other side has gone, or says what it has no right to say.
-pub(super) async fn ended(stream: &UnixStream) {
-    loop {
-        if stream.readable().await.is_err() {
-            return;
-        }
-        match stream.try_read(&mut [0]) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            _ => return,
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Two nodes of one host: the conformance suite, who is let in, and owners that go.
 
 mod cut;
+mod staged;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt as _;

@@ -9,15 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flexkv_block::NamespaceId;
+use flexkv_block::{NamespaceId, Tier};
 use flexkv_handshake::Credential;
 use flexkv_ports::{BoxFuture, FetchOutcome, Fetched, Remembered, Suspect, Transport, Want};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::address::{Address, HostId, SCHEME};
+use super::asks::Held;
 use super::link::Link;
+use super::wire;
 use crate::MappedArena;
 
 /// Bytes that the caller's thread copies itself: less than starting another thread would take.
@@ -113,19 +115,80 @@ impl HostTransport {
             return unreachable(wants);
         }
         let until = Instant::now() + time;
-        let arena = match self.link(endpoint) {
-            Some(link) => link.attached(until).await,
-            None => None,
-        };
-        let Some(arena) = arena else {
+        let Some(link) = self.link(endpoint) else {
             return unreachable(wants);
         };
-        let bytes = block_bytes * wants.len();
+        let Some(arena) = link.attached(until).await else {
+            return unreachable(wants);
+        };
+        let in_memory = |want: &Want| want.location.tier == Tier::Host;
+        if wants.iter().all(in_memory) {
+            return self.copy_all(arena, wants, until, None).await;
+        }
+        let places = 0..wants.len();
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            places.zip(wants).partition(|(_, want)| in_memory(want));
+        let (mut places, here): (Vec<usize>, Vec<Want>) = here.into_iter().unzip();
+        let (others, elsewhere): (Vec<usize>, Vec<Want>) = elsewhere.into_iter().unzip();
+        places.extend(others);
+        let here = self.copy_all(arena.clone(), here, until, None);
+        let elsewhere = self.copy_staged(&link, &arena, elsewhere, until);
+        let (mut fetched, staged) = join(here, elsewhere).await;
+        fetched.extend(staged);
+        let mut fetched: Vec<_> = places.into_iter().zip(fetched).collect();
+        fetched.sort_unstable_by_key(|(place, _)| *place);
+        fetched.into_iter().map(|(_, fetched)| fetched).collect()
+    }
+
+    /// Copies blocks that the owner brings to memory first.
+    async fn copy_staged(
+        &self,
+        link: &Link,
+        arena: &Arc<MappedArena>,
+        wants: Vec<Want>,
+        until: Instant,
+    ) -> Vec<Fetched> {
+        let mut fetched = Vec::with_capacity(wants.len());
+        let mut wants = wants.into_iter();
+        while wants.len() > 0 {
+            let part: Vec<Want> = wants.by_ref().take(wire::COUNT_MAX).collect();
+            let named: Vec<_> = part.iter().map(|want| (want.location, want.key)).collect();
+            let Some(held) = link.hold(&named, until).await else {
+                fetched.extend(unreachable(part));
+                continue;
+            };
+            let (mut places, mut found, mut part_fetched) = (Vec::new(), Vec::new(), Vec::new());
+            for (place, want) in part.into_iter().enumerate() {
+                match held.locations[place] {
+                    Some(location) => {
+                        places.push(place);
+                        found.push(Want { location, ..want });
+                    }
+                    None => part_fetched.push((place, stale(want))),
+                }
+            }
+            let copied = self.copy_all(arena.clone(), found, until, Some(held)).await;
+            part_fetched.extend(places.into_iter().zip(copied));
+            part_fetched.sort_unstable_by_key(|(place, _)| *place);
+            fetched.extend(part_fetched.into_iter().map(|(_, fetched)| fetched));
+        }
+        fetched
+    }
+
+    /// Copies blocks that are in the owner's memory; `held` keeps them there.
+    async fn copy_all(
+        &self,
+        arena: Arc<MappedArena>,
+        wants: Vec<Want>,
+        until: Instant,
+        held: Option<Held>,
+    ) -> Vec<Fetched> {
+        let bytes = self.config.block_bytes * wants.len();
         if bytes <= INLINE_BYTES {
             return wants.into_iter().map(|want| copy(&arena, want)).collect();
         }
         let copiers = (bytes / SHARE_BYTES).clamp(1, self.config.copiers.max(1));
-        let batch = Abandon(Batch::new(arena, wants, until));
+        let batch = Abandon(Batch::new(arena, wants, until, held));
         let copier = |_| {
             let batch = batch.0.clone();
             spawn_blocking(move || batch.work())
@@ -161,6 +224,10 @@ impl Transport for HostTransport {
         true
     }
 
+    fn stages(&self) -> bool {
+        true
+    }
+
     fn report(&self, endpoint: &str, suspect: Suspect) {
         if let Some(link) = self.link(endpoint) {
             link.report(suspect);
@@ -183,6 +250,8 @@ struct Batch {
     count: usize,
     abandoned: AtomicBool,
     state: Mutex<State>,
+    /// Keeps the blocks where they are.
+    _held: Option<Held>,
 }
 
 struct State {
@@ -191,7 +260,12 @@ struct State {
 }
 
 impl Batch {
-    fn new(arena: Arc<MappedArena>, wants: Vec<Want>, until: Instant) -> Arc<Self> {
+    fn new(
+        arena: Arc<MappedArena>,
+        wants: Vec<Want>,
+        until: Instant,
+        held: Option<Held>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             arena,
             until,
@@ -201,6 +275,7 @@ impl Batch {
                 done: Vec::with_capacity(wants.len()),
                 todo: wants.into_iter().enumerate().collect(),
             }),
+            _held: held,
         })
     }
 
@@ -254,6 +329,13 @@ fn copy(arena: &MappedArena, want: Want) -> Fetched {
 fn lost(want: Want) -> Fetched {
     Fetched {
         outcome: FetchOutcome::Unreachable,
+        into: want.into,
+    }
+}
+
+fn stale(want: Want) -> Fetched {
+    Fetched {
+        outcome: FetchOutcome::Stale,
         into: want.into,
     }
 }

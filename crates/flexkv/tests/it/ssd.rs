@@ -95,6 +95,8 @@ async fn peers_get_what_only_an_ssd_holds_also_after_its_node_was_killed() {
         40,
         "the owner brought them to memory"
     );
+    let sent = "flexkv_served_blocks_total{node=\"a\"}";
+    assert_eq!(metric(&a, sent).await, 0, "copied out of shared memory");
     drop(at_a);
     signal(a.running.pid(), Signal::KILL);
     drop(a);
