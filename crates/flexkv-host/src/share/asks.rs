@@ -37,7 +37,8 @@ struct Open {
 pub(super) struct Held {
     asks: Arc<Asks>,
     id: u64,
-    /// Where each of them is; none where it is not to be had.
+    /// Where each of the first of them is, as many as the owner would hold; none where it is not to be
+    /// had.
     pub(super) locations: Vec<Option<Location>>,
     _place: OwnedSemaphorePermit,
 }
@@ -86,7 +87,9 @@ impl Asks {
         let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
         self.queue.try_send(wire::ask(id, blocks, patience)).ok()?;
         held.locations = timeout_at(until, answered).await.ok()?.ok()?;
-        (held.locations.len() == blocks.len()).then_some(held)
+        (1..=blocks.len())
+            .contains(&held.locations.len())
+            .then_some(held)
     }
 
     /// The owner has answered. To a request that was given up nobody listens.

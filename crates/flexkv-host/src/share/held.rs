@@ -100,10 +100,10 @@ struct Request {
 
 impl Request {
     async fn run(mut self) {
-        let count = self.blocks.len();
-        // The first ones are of more use than the last.
+        // The answer is as short: the reader then asks for the rest.
         self.blocks.truncate(self.most);
-        let permits = self.room.acquire_many(self.blocks.len() as u32);
+        let count = self.blocks.len();
+        let permits = self.room.acquire_many(count as u32);
         let permits = timeout_at(self.until, permits).await;
         let mut pins: Vec<Option<ReadSlot>> = Vec::new();
         if let (Ok(Ok(_)), Some(stager)) = (&permits, &self.stager) {

@@ -135,9 +135,7 @@ impl HostTransport {
         let elsewhere = self.copy_staged(&link, &arena, elsewhere, until);
         let (mut fetched, staged) = join(here, elsewhere).await;
         fetched.extend(staged);
-        let mut fetched: Vec<_> = places.into_iter().zip(fetched).collect();
-        fetched.sort_unstable_by_key(|(place, _)| *place);
-        fetched.into_iter().map(|(_, fetched)| fetched).collect()
+        in_order(places.into_iter().zip(fetched))
     }
 
     /// Copies blocks that the owner brings to memory first.
@@ -151,27 +149,26 @@ impl HostTransport {
         let mut fetched = Vec::with_capacity(wants.len());
         let mut wants = wants.into_iter();
         while wants.len() > 0 {
-            let part: Vec<Want> = wants.by_ref().take(wire::COUNT_MAX).collect();
-            let named: Vec<_> = part.iter().map(|want| (want.location, want.key)).collect();
+            let next = wants.as_slice().iter().take(wire::COUNT_MAX);
+            let named: Vec<_> = next.map(|want| (want.location, want.key)).collect();
             let Some(held) = link.hold(&named, until).await else {
-                fetched.extend(unreachable(part));
-                continue;
+                break;
             };
-            let (mut places, mut found, mut part_fetched) = (Vec::new(), Vec::new(), Vec::new());
-            for (place, want) in part.into_iter().enumerate() {
-                match held.locations[place] {
-                    Some(location) => {
-                        places.push(place);
-                        found.push(Want { location, ..want });
-                    }
-                    None => part_fetched.push((place, stale(want))),
+            let locations = held.locations.clone();
+            let (mut places, mut here, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+            let part = wants.by_ref().take(locations.len());
+            for (place, (want, at)) in part.zip(locations).enumerate() {
+                if let Some(location) = at {
+                    places.push(place);
+                    here.push(Want { location, ..want });
+                } else {
+                    absent.push((place, stale(want)));
                 }
             }
-            let copied = self.copy_all(arena.clone(), found, until, Some(held)).await;
-            part_fetched.extend(places.into_iter().zip(copied));
-            part_fetched.sort_unstable_by_key(|(place, _)| *place);
-            fetched.extend(part_fetched.into_iter().map(|(_, fetched)| fetched));
+            let copied = self.copy_all(arena.clone(), here, until, Some(held)).await;
+            fetched.extend(in_order(places.into_iter().zip(copied).chain(absent)));
         }
+        fetched.extend(wants.map(lost));
         fetched
     }
 
@@ -297,8 +294,7 @@ impl Batch {
         let mut done = std::mem::take(&mut state.done);
         drop(state);
         done.extend(todo.into_iter().map(|(place, want)| (place, lost(want))));
-        done.sort_unstable_by_key(|(place, _)| *place);
-        done.into_iter().map(|(_, fetched)| fetched).collect()
+        in_order(done)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -313,6 +309,13 @@ impl Drop for Abandon {
     fn drop(&mut self) {
         self.0.abandoned.store(true, Ordering::Relaxed);
     }
+}
+
+/// What was fetched, by the places of the wants.
+fn in_order(fetched: impl IntoIterator<Item = (usize, Fetched)>) -> Vec<Fetched> {
+    let mut fetched: Vec<_> = fetched.into_iter().collect();
+    fetched.sort_unstable_by_key(|(place, _)| *place);
+    fetched.into_iter().map(|(_, fetched)| fetched).collect()
 }
 
 fn is_mapped(link: &Arc<Link>) -> bool {

@@ -353,6 +353,24 @@ async fn a_load_that_is_given_up_takes_nothing_with_it() {
 }
 
 #[tokio::test]
+async fn a_load_ends_at_its_deadline_with_what_has_come() {
+    if !has_own_network("partition::a_load_ends_at_its_deadline_with_what_has_come") {
+        return;
+    }
+    let world = World::new().await;
+    let [owner, reader] = world.hosts(["owner", "reader"]).await;
+    let keys = keys(1, BLOCKS as u128);
+    owner.store(&keys).await;
+    reader.knows(&keys).await;
+    // All of it would take half a minute. The owner answers all the time.
+    owner.place.narrow(2);
+    let came = reader.load(&keys, Duration::from_secs(3)).await;
+    assert!((1..BLOCKS).contains(&came), "{came} of {BLOCKS} blocks");
+    reader.has_everything_back().await;
+    owner.has_everything_back().await;
+}
+
+#[tokio::test]
 async fn an_owner_that_is_stopped_or_killed_in_mid_transfer_is_missed_and_found_again() {
     if !has_own_network(
         "partition::an_owner_that_is_stopped_or_killed_in_mid_transfer_is_missed_and_found_again",
