@@ -27,7 +27,8 @@ use crate::wire::{
     WireError,
 };
 
-/// Pieces requested before the first of them is read: hides the round trip between two pieces.
+/// Pieces requested before the first of them is read: hides the round trip between two pieces. A thread
+/// that shares a core with the owner's would only take more than its part.
 const DEPTH: usize = 2;
 /// Bytes asked for in one turn with a batch, while other batches wait.
 const TURN: usize = 8 << 20;
@@ -216,12 +217,14 @@ impl Connection {
         self.answered = false;
         // A piece alone had better have a core at each end.
         let together = self.together && batch.width(connections) > 1;
-        let _stay = together.then(Stay::here);
+        let stay = together.then(Stay::here).flatten();
         let until = batch.until();
         let mut requested = VecDeque::with_capacity(DEPTH);
         let mut asked = 0;
         loop {
-            while requested.len() < DEPTH
+            let beside = stay.is_some() && stay::is_beside(self.line.stream());
+            let depth = if beside { 1 } else { DEPTH };
+            while requested.len() < depth
                 && !(asked >= TURN && others())
                 && let Some(piece) = batch.take(connections)
             {
