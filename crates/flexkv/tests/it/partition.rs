@@ -168,12 +168,18 @@ impl Host {
         .await;
     }
 
-    /// The sum of all metrics that begin so.
-    async fn metric(&self, start: &str) -> f64 {
+    /// The metrics that begin so.
+    async fn lines(&self, start: &str) -> Vec<String> {
         let metrics = self.node.metrics().await;
         let lines = metrics.lines().filter(|line| line.starts_with(start));
-        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
-        lines.filter_map(value).sum()
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Their sum.
+    async fn metric(&self, start: &str) -> f64 {
+        let lines = self.lines(start).await;
+        let value = |line: &String| line.rsplit(' ').next()?.parse::<f64>().ok();
+        lines.iter().filter_map(value).sum()
     }
 
     async fn fetched_bytes(&self) -> f64 {
@@ -311,7 +317,9 @@ async fn an_owner_at_a_hundredth_of_the_speed_gives_little_and_holds_nobody_up()
     fast.store(&keys).await;
     reader.knows(&keys).await;
     reader.knows_replicas(2 * BLOCKS).await;
-    assert_eq!(reader.load(&keys, LONG).await, BLOCKS);
+    let came = reader.load(&keys, LONG).await;
+    let missed = reader.lines("flexkv_missed_blocks_total").await;
+    assert_eq!(came, BLOCKS, "{missed:?}");
     let served = slow.metric("flexkv_served_blocks_total").await;
     assert!(
         served < BLOCKS as f64 / 8.0,
