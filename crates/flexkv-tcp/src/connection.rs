@@ -20,7 +20,7 @@ use crate::deadline::{self, Timed};
 use crate::foreign::Cursor;
 use crate::line::Line;
 use crate::set_up::{is_on_host, set_up};
-use crate::stay::{self, Stay};
+use crate::stay::{self, Cores, Stay};
 use crate::tls::Tls;
 use crate::wire::{
     ANSWER_BYTES, Answer, Entry, MAX_COUNT, RESPONSE_BYTES, Request, RequestKind, Response,
@@ -212,16 +212,20 @@ impl Connection {
         &mut self,
         batch: &Arc<Batch>,
         connections: usize,
+        cores: &Cores,
         others: impl Fn() -> bool,
     ) -> Result<(), LinkError> {
         self.answered = false;
         // A piece alone had better have a core at each end.
         let together = self.together && batch.width(connections) > 1;
-        let stay = together.then(Stay::here).flatten();
+        let mut stay = None;
         let until = batch.until();
         let mut requested = VecDeque::with_capacity(DEPTH);
         let mut asked = 0;
         loop {
+            if together && stay.is_none() {
+                stay = cores.stay();
+            }
             let beside = stay.is_some() && stay::is_beside(self.line.stream());
             let depth = if beside { 1 } else { DEPTH };
             while requested.len() < depth

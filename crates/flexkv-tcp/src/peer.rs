@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use crate::batch::Batch;
 use crate::connection::{Connection, LinkError, Requested};
 use crate::deadline::{left, now, until};
+use crate::stay::Cores;
 use crate::transport::TransportConfig;
 use crate::wire::{MAGIC, VERSION};
 
@@ -40,11 +41,14 @@ pub(crate) struct Peer {
     address: SocketAddr,
     config: TransportConfig,
     state: Mutex<State>,
+    /// Where its threads stay.
+    cores: Cores,
     /// One permit for each batch that may be queued.
     pub(crate) room: Semaphore,
     last_use: AtomicU64,
 }
 
+#[derive(Default)]
 struct State {
     stopped: bool,
     queue: VecDeque<Arc<Batch>>,
@@ -176,13 +180,11 @@ impl Peer {
         Arc::new(Self {
             address,
             state: Mutex::new(State {
-                stopped: false,
-                queue: VecDeque::new(),
-                suspects: Vec::new(),
                 lanes: lanes.collect(),
-                refusal: None,
+                ..State::default()
             }),
             config,
+            cores: Cores::default(),
             room: Semaphore::new(QUEUE),
             last_use: AtomicU64::new(0),
         })
@@ -521,7 +523,8 @@ impl Worker {
         };
         let began = now();
         let others = || self.peer.lock().others_wait(batch);
-        let worked = connection.work(batch, self.peer.config.connections, others);
+        let peer = &self.peer;
+        let worked = connection.work(batch, peer.config.connections, &peer.cores, others);
         worked.map_err(|error| Failure::new(error, connection, began))?;
         self.peer.lock().end_turn(batch);
         Ok(())
@@ -566,13 +569,12 @@ impl Worker {
             block_bytes: config.block_bytes,
             namespace: config.namespace,
         };
-        let until = until(config.open_time);
         let connection = Connection::open(
             self.peer.address,
             config.tls.as_ref(),
             &config.credential,
             terms,
-            until,
+            until(config.open_time),
         )?;
         let mut state = self.peer.lock();
         if state.stopped {

@@ -6,6 +6,7 @@
 
 use std::marker::PhantomData;
 use std::net::TcpStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -48,6 +49,42 @@ impl Drop for Stay {
     fn drop(&mut self) {
         // It fails only if all those cores were taken away meanwhile; the system has chosen others then.
         let _ = sched_setaffinity(None, &self.before);
+    }
+}
+
+/// The cores that threads of one peer stay on, each on its own.
+#[derive(Default)]
+pub(crate) struct Cores(Mutex<Vec<usize>>);
+
+/// The calling thread stays on a core where no other one of its peer does, until this is dropped.
+pub(crate) struct Apart<'a> {
+    cores: &'a Cores,
+    stay: Stay,
+}
+
+impl Cores {
+    /// On the core that the thread runs on; `None` if another one stays there, which the scheduler
+    /// can part from this one, or if the system does not let it.
+    pub(crate) fn stay(&self) -> Option<Apart<'_>> {
+        let mut taken = self.lock();
+        let core = sched_getcpu();
+        if taken.contains(&core) {
+            return None;
+        }
+        let stay = Stay::on(core)?;
+        taken.push(core);
+        Some(Apart { cores: self, stay })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Apart<'_> {
+    fn drop(&mut self) {
+        let core = self.stay.core;
+        self.cores.lock().retain(|taken| *taken != core);
     }
 }
 

@@ -95,3 +95,18 @@ fn an_owner_does_not_run_after_a_reader_that_moves_about() {
         assert!(all.len() == 1 || cores() == before);
     }
 }
+
+#[test]
+fn two_threads_of_a_peer_do_not_stay_on_one_core() {
+    let cores = Cores::default();
+    let before = self::cores();
+    let first = cores.stay().expect("a free core");
+    let on = first.stay.core;
+    // A thread starts where the one that starts it may run.
+    let second = || thread::scope(|scope| scope.spawn(|| cores.stay().is_some()).join());
+    assert!(!second().expect("no panic"));
+    drop(first);
+    assert_eq!(self::cores(), before);
+    assert!(second().expect("no panic"));
+    assert!(cores.lock().is_empty(), "core {on} is free again");
+}
