@@ -30,7 +30,7 @@ pub use futures_util::future::BoxFuture;
 pub use heap::{
     HeapCache, HeapHub, HeapMemory, HeapStagedTier, HeapStore, HeapTier, HeapTransport,
 };
-pub use memory::{Memory, MemorySlice, PastCaches, copy_past_caches, prefetch};
+pub use memory::{Memory, MemorySlice, PastCaches, RunningChecksum, copy_past_caches, prefetch};
 pub use metadata::{LogCursor, LogEntry, LogRead, Member, MetadataStore, Renewal, StoreError};
 pub use remembered::Remembered;
 pub use removals::{RemovalFeed, Removals, Removed};

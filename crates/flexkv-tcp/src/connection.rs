@@ -6,13 +6,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flexkv_block::{BlockKey, Checksum, ChecksumStream, FrameHeader, Location};
+use flexkv_block::{BlockKey, Checksum, FrameHeader, Location};
 use flexkv_handshake::{Asking, Credential, GreetError, Terms, VERDICT_BYTES, WELCOME_BYTES};
-use flexkv_ports::{FetchOutcome, MemorySlice, Suspect, Want};
+use flexkv_ports::{FetchOutcome, RunningChecksum, Suspect, Want};
 use thiserror::Error;
 
 use crate::batch::{Batch, Part, Piece};
@@ -34,8 +33,6 @@ const DEPTH: usize = 2;
 const TURN: usize = 8 << 20;
 /// Bytes received, then hashed, at a time: they are still in cache.
 const WINDOW: usize = 256 << 10;
-/// Bytes copied out of a slot at a time to be hashed.
-const HASH_PIECE: usize = 4096;
 
 /// Why a connection could not be opened or had to be closed.
 #[derive(Debug, Error)]
@@ -121,8 +118,8 @@ pub(crate) struct Requested {
     found: Option<Vec<Found>>,
     /// Bytes of payload that have arrived.
     moved: usize,
-    /// The checksum of the block under way.
-    sum: ChecksumStream,
+    /// The checksum of the block under way, of which some bytes are there.
+    sum: Option<RunningChecksum>,
 }
 
 impl Requested {
@@ -135,7 +132,7 @@ impl Requested {
             held: false,
             found: None,
             moved: 0,
-            sum: Checksum::stream(),
+            sum: None,
         }
     }
 
@@ -429,12 +426,15 @@ fn receive_payloads(
             Ok(bytes) => {
                 requested.moved += bytes;
                 cursor.advance(bytes, |block, range| {
-                    let last = range.end == slots[block].len();
-                    each_piece(slots[block], range, |piece| sum.update(piece));
-                    if last {
+                    let slot = slots[block];
+                    let mut running = sum.take().unwrap_or_else(|| RunningChecksum::of(slot));
+                    if range.end < slot.len() {
+                        running.advance(slot, range.end);
+                        *sum = Some(running);
+                    } else {
                         let (place, header) = &found[block];
-                        let sum = std::mem::replace(sum, Checksum::stream());
-                        outcomes.push((*place, verdict(&parts[*place].want, header, sum.finish())));
+                        let outcome = verdict(&parts[*place].want, header, running.finish(slot));
+                        outcomes.push((*place, outcome));
                     }
                 });
             }
@@ -448,18 +448,6 @@ fn receive_payloads(
         parts[place].outcome = outcome;
     }
     result
-}
-
-/// Calls `each` with copies of successive bytes of a range of `slot`, small enough for L1. Hashing
-/// the slot itself would take a reference to memory that other processes can write, and saves
-/// next to nothing.
-fn each_piece(slot: &MemorySlice, range: Range<usize>, mut each: impl FnMut(&[u8])) {
-    let mut piece = [0u8; HASH_PIECE];
-    for at in range.clone().step_by(HASH_PIECE) {
-        let piece = &mut piece[..HASH_PIECE.min(range.end - at)];
-        slot.read(at, piece);
-        each(piece);
-    }
 }
 
 /// Whether the block that arrived is the one wanted.

@@ -4,6 +4,8 @@
 //! are hashed, those a few KiB further on are on their way from memory. The values are those of
 //! `Checksum::of`. Knows neither slices nor blocks.
 
+use std::ops::Range;
+
 use flexkv_block::Checksum;
 
 /// Bytes of a stripe, which is hashed at once.
@@ -49,30 +51,64 @@ const SECRET: [u8; 192] = [
     0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
 ];
 
-/// The checksum, if this CPU can do better than the usual way and there are enough bytes.
-///
-/// # Safety
-/// The `len` bytes at `from` must be mapped and readable. Others may write them: then the result is
-/// that of no content.
-pub(super) unsafe fn in_place(from: *const u8, len: usize) -> Option<Checksum> {
-    if len < LEAST {
-        return None;
+/// The eight sums of bytes that come from front to back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sums {
+    sums: [u64; 8],
+    /// Rounds of [`LEAST`] bytes that are in them.
+    rounds: usize,
+}
+
+impl Sums {
+    /// Of no bytes yet; `None` if this CPU can do no better than the usual way, or `len` bytes are too
+    /// few.
+    pub(super) fn new(len: usize) -> Option<Self> {
+        let can = is_x86_feature_detected!("avx512f") || is_x86_feature_detected!("avx2");
+        let (sums, rounds) = (START, 0);
+        (can && len >= LEAST).then_some(Self { sums, rounds })
     }
-    // SAFETY: the caller vouches for the bytes; the features were looked for.
-    let sums = unsafe {
-        if is_x86_feature_detected!("avx512f") {
-            wide::sums(from, len)
-        } else if is_x86_feature_detected!("avx2") {
-            narrow::sums(from, len)
-        } else {
-            return None;
-        }
-    };
-    Some(Checksum(finish(&sums, len)))
+
+    /// Takes in what is before byte `to` of `len`, as far as it makes whole rounds.
+    ///
+    /// # Safety
+    /// The `len` bytes at `from` must be mapped and readable, and at least one; `to` must not be more. Others
+    /// may write them: then the result is that of no content.
+    pub(super) unsafe fn advance(&mut self, from: *const u8, len: usize, to: usize) {
+        // The last bytes of all are in no round.
+        let rounds = (to / LEAST).min((len - 1) / LEAST);
+        let new = self.rounds..rounds;
+        // SAFETY: the rounds are within the `len` bytes; `new` has found one of the features.
+        self.sums = unsafe {
+            if is_x86_feature_detected!("avx512f") {
+                wide::rounds(self.sums, from, new)
+            } else {
+                narrow::rounds(self.sums, from, new)
+            }
+        };
+        self.rounds = self.rounds.max(rounds);
+    }
+
+    /// Takes in what is left of `len` bytes, and gives their checksum.
+    ///
+    /// # Safety
+    /// As for [`advance`](Self::advance), and there must be at least [`LEAST`] bytes.
+    pub(super) unsafe fn finish(mut self, from: *const u8, len: usize) -> Checksum {
+        // SAFETY: the caller vouches for the bytes; `new` has found one of the features.
+        let sums = unsafe {
+            self.advance(from, len, len);
+            let left = self.rounds * STRIPES..(len - 1) / STRIPE;
+            if is_x86_feature_detected!("avx512f") {
+                wide::end(self.sums, from, left, len)
+            } else {
+                narrow::end(self.sums, from, left, len)
+            }
+        };
+        Checksum(join(&sums, len))
+    }
 }
 
 /// Joins the eight sums.
-fn finish(sums: &[u64; 8], len: usize) -> u64 {
+fn join(sums: &[u64; 8], len: usize) -> u64 {
     let key = |at: usize| {
         let bytes: [u8; 8] = std::array::from_fn(|n| SECRET[at + n]);
         u64::from_le_bytes(bytes)
@@ -88,28 +124,54 @@ fn finish(sums: &[u64; 8], len: usize) -> u64 {
     sum ^ (sum >> 32)
 }
 
-/// The eight sums of at least [`LEAST`] bytes, by a CPU's `stripe` and `mix`.
-macro_rules! sums {
+/// Taking bytes into the eight sums, by a CPU's `stripe` and `mix`.
+macro_rules! taking {
     ($feature:literal) => {
+        /// Takes in whole rounds.
+        ///
         /// # Safety
-        /// The CPU must have the feature, and the bytes must be mapped and readable.
+        /// The CPU must have the feature, and the rounds counted from `from` must be readable.
         #[target_feature(enable = $feature)]
-        pub(super) unsafe fn sums(from: *const u8, len: usize) -> [u64; 8] {
+        pub(super) unsafe fn rounds(
+            sums: [u64; 8],
+            from: *const u8,
+            rounds: Range<usize>,
+        ) -> [u64; 8] {
             let key = SECRET.as_ptr();
-            // SAFETY: all stripes are within the `len` bytes, as the last byte of all is in none of
-            // the whole ones; keys of 64 bytes begin at 128 or before and end within the secret.
+            // SAFETY: each stripe is within a round; keys of 64 bytes begin at 128 or before and end within
+            // the secret.
             unsafe {
-                let mut sums = load(START.as_ptr().cast());
-                let whole = (len - 1) / STRIPE;
-                for first in (0..whole).step_by(STRIPES) {
-                    for n in 0..STRIPES.min(whole - first) {
-                        let at = from.add((first + n) * STRIPE);
+                let mut sums = load(sums.as_ptr().cast());
+                for round in rounds {
+                    for n in 0..STRIPES {
+                        let at = from.add((round * STRIPES + n) * STRIPE);
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
                         sums = stripe(sums, load(at), load(key.add(8 * n)));
                     }
-                    if whole - first >= STRIPES {
-                        sums = mix(sums, load(key.add(KEY_OF_MIXING)));
-                    }
+                    sums = mix(sums, load(key.add(KEY_OF_MIXING)));
+                }
+                store(sums)
+            }
+        }
+
+        /// Takes in the last stripes, fewer than a round, then the last 64 of `len` bytes.
+        ///
+        /// # Safety
+        /// The CPU must have the feature, and the `len` bytes at `from`, at least 64 and more than the
+        /// stripes have, must be readable.
+        #[target_feature(enable = $feature)]
+        pub(super) unsafe fn end(
+            sums: [u64; 8],
+            from: *const u8,
+            stripes: Range<usize>,
+            len: usize,
+        ) -> [u64; 8] {
+            let key = SECRET.as_ptr();
+            // SAFETY: the stripes are within the `len` bytes, and so are the last 64; keys as above.
+            unsafe {
+                let mut sums = load(sums.as_ptr().cast());
+                for (n, at) in stripes.enumerate().take(STRIPES) {
+                    sums = stripe(sums, load(from.add(at * STRIPE)), load(key.add(8 * n)));
                 }
                 let last = load(from.add(len - STRIPE));
                 store(stripe(sums, last, load(key.add(KEY_OF_LAST))))
@@ -126,9 +188,9 @@ mod wide {
         _mm512_storeu_si512, _mm512_xor_si512,
     };
 
-    use super::{AHEAD, KEY_OF_LAST, KEY_OF_MIXING, PRIME32, SECRET, START, STRIPE, STRIPES};
+    use super::{AHEAD, KEY_OF_LAST, KEY_OF_MIXING, PRIME32, Range, SECRET, STRIPE, STRIPES};
 
-    sums!("avx512f");
+    taking!("avx512f");
 
     /// # Safety
     /// 64 bytes must be readable there.
@@ -179,12 +241,12 @@ mod narrow {
         _mm256_storeu_si256, _mm256_xor_si256,
     };
 
-    use super::{AHEAD, KEY_OF_LAST, KEY_OF_MIXING, PRIME32, SECRET, START, STRIPE, STRIPES};
+    use super::{AHEAD, KEY_OF_LAST, KEY_OF_MIXING, PRIME32, Range, SECRET, STRIPE, STRIPES};
 
     /// 64 bytes.
     type Both = [__m256i; 2];
 
-    sums!("avx2");
+    taking!("avx2");
 
     /// # Safety
     /// 64 bytes must be readable there.
