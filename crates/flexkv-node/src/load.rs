@@ -6,6 +6,8 @@
 //! or takes too long is asked of another owner. A verified leading part is always kept. Knows no
 //! transport's protocol, and leaves it to the planner whom to ask for what.
 
+mod room;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +72,8 @@ pub(crate) struct Load {
     limit: usize,
     /// Slots have run out.
     full: bool,
+    /// When fetches were last given up, whose slots then come back.
+    given_up: Option<Instant>,
     holders: Vec<Holder>,
     /// Which of them have each block.
     who: Vec<Holders>,
@@ -105,6 +109,7 @@ impl Load {
             reasons: vec![Miss::Absent; blocks],
             limit: blocks,
             full: false,
+            given_up: None,
             holders: Vec::new(),
             who: vec![0; blocks],
             rounds: 0,
@@ -218,22 +223,25 @@ impl Load {
             if front >= self.limit {
                 return;
             }
-            if !self.is_awaited(front) && (self.full || self.askable(front) == 0) {
-                if self.full {
+            let mut room_next = None;
+            if self.full && !self.comes_soon(front) {
+                room_next = self.make_room();
+                if room_next.is_none() {
                     self.reasons[front] = Miss::NoSpace;
                     return;
                 }
+            } else if !self.is_awaited(front) && self.askable(front) == 0 {
                 if self.look_around() {
                     continue;
                 }
                 return;
             }
-            let due = [weigh_again, late_next].into_iter().flatten();
+            let due = [weigh_again, late_next, room_next].into_iter().flatten();
             let due = due.fold(self.deadline, Instant::min);
             tokio::select! {
                 biased;
                 Some(id) = self.landings.next() => self.land(id).await,
-                () = sleep_until(due) => {}
+                () = sleep_until(due) => self.full &= room_next.is_none(),
             }
             while let Some(Some(id)) = self.landings.next().now_or_never() {
                 self.land(id).await;
@@ -255,7 +263,7 @@ impl Load {
             match plan::next_piece(&sources, &wanted, bytes) {
                 Some(piece) if !self.full => {
                     let claim = self.claim(&piece);
-                    self.take(&sources[piece.source], &piece, claim).await;
+                    self.take(&sources[piece.source], claim).await;
                 }
                 _ => {
                     let open = wanted.iter().fold(0, |all, holders| all | holders);
@@ -327,10 +335,10 @@ impl Load {
     }
 
     /// Waits from now on for the fetches that bring a piece.
-    async fn take(&mut self, source: &Source, piece: &Piece, claim: Claim) {
-        for index in &piece.blocks {
-            self.attempts[*index] += 1;
-        }
+    async fn take(&mut self, source: &Source, claim: Claim) {
+        let brought = claim.fetches.iter().flat_map(|(_, places)| places);
+        let asked = brought.map(|(_, index)| index).chain(&claim.here);
+        asked.for_each(|index| self.attempts[*index] += 1);
         for (fetch, places) in claim.fetches {
             let id = fetch.id;
             if let Some(awaited) = self.awaited.get_mut(&id) {
@@ -440,19 +448,13 @@ impl Load {
         Some(Instant::now() + pause.max(WEIGH_PAUSE_MIN))
     }
 
-    /// Gives up fetches of which nothing is needed any more.
-    fn let_go(&mut self) {
-        let (pins, limit) = (&self.pins, self.limit);
-        let needed = |index: usize| index < limit && pins[index].is_none();
-        let needs = |awaited: &Awaited| awaited.places.iter().any(|(_, i)| needed(*i));
-        self.awaited.retain(|_, awaited| needs(awaited));
-    }
-
     /// Takes what a fetch brought.
     async fn land(&mut self, id: u64) {
         let Some(awaited) = self.awaited.remove(&id) else {
             return;
         };
+        // Slots for what another fetch had brought already are free now.
+        self.full = false;
         let (arrivals, ran_out, silent) = match awaited.fetch.landing.landed() {
             Some(landed) => (landed.arrivals.clone(), landed.ran_out, landed.silent),
             None => (Vec::new(), false, true),

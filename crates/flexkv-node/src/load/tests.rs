@@ -19,15 +19,11 @@ async fn found_here(node: &TestNode, prompt: &[BlockKey], before: u8) -> Loaded 
         asked: 0,
         spread: 0,
     };
-    let piece = Piece {
-        source: 0,
-        blocks: vec![0],
-    };
     let claim = Claim {
         here: vec![0],
         ..Claim::default()
     };
-    load.take(&source, &piece, claim).await;
+    load.take(&source, claim).await;
     load.finish().loaded
 }
 

@@ -156,6 +156,11 @@ async fn a_deadline_leaves_the_leading_part() {
 
 /// How long a new reader takes for 1024 blocks of owners of these speeds, in blocks a second.
 async fn time_to_load(speeds: &[f64]) -> Duration {
+    time_to_load_into(1500, speeds).await
+}
+
+/// The same with so many slots.
+async fn time_to_load_into(slots: u32, speeds: &[f64]) -> Duration {
     let world = World::new();
     let prompt = keys(1, 1024);
     let mut owners = Vec::new();
@@ -164,7 +169,7 @@ async fn time_to_load(speeds: &[f64]) -> Duration {
         owner.store(&prompt, 0).await;
         owners.push(owner);
     }
-    let reader = world.node_with("reader", 1500, large());
+    let reader = world.node_with("reader", slots, large());
     reader.knows(speeds.len()).await;
     reader.sees(&prompt, 1024).await;
     for (place, speed) in speeds.iter().enumerate() {
@@ -176,7 +181,11 @@ async fn time_to_load(speeds: &[f64]) -> Duration {
     assert_eq!(loaded.remote, 1024);
     let took = began.elapsed();
     reader.is_quiet().await;
-    assert_eq!(reader.tier.free_slots(), 1500 - 1024, "no slot leaks");
+    assert_eq!(
+        reader.tier.free_slots(),
+        slots as usize - 1024,
+        "no slot leaks"
+    );
     took
 }
 
@@ -206,6 +215,18 @@ async fn an_owner_at_a_hundredth_of_the_speed_does_not_hold_the_others_up() {
         let four = time_to_load(&speeds).await;
         let ratio = three.as_secs_f64() / four.as_secs_f64();
         assert!(ratio >= 0.9, "{ratio:.3} of the rate of the three others");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_owner_has_under_way_comes_from_others_even_if_no_slot_is_left() {
+    let two = time_to_load_into(1024, &[1000.0; 2]).await;
+    for speeds in [[1000.0, 10.0, 1000.0], [10.0, 1000.0, 1000.0]] {
+        for slots in [1024, 1025, 1040, 1100] {
+            let three = time_to_load_into(slots, &speeds).await;
+            let ratio = two.as_secs_f64() / three.as_secs_f64();
+            assert!(ratio >= 0.8, "{ratio:.3} of the rate of two, {slots} slots");
+        }
     }
 }
 
