@@ -194,7 +194,12 @@ async fn readers_beyond_the_bound_are_refused_until_there_is_room() {
     let server = serve(tier, config);
     let first = Reader::new(1, BYTES);
     first.eventually_fetches(server.endpoint(), &stored).await;
-    let second = Reader::new(1, BYTES);
+    // Another connection of its own would be refused even when there is room.
+    let one = TransportConfig {
+        connections: 1,
+        ..crate::support::config(BYTES)
+    };
+    let second = Reader::with(one, 1);
     let outcomes = second.outcomes(server.endpoint(), &stored, DEADLINE).await;
     assert_eq!(outcomes, [FetchOutcome::Unreachable]);
     let reason = second.transport.last_refusal(server.endpoint());
