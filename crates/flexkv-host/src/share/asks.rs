@@ -69,6 +69,7 @@ impl Asks {
     /// Has blocks brought to memory and held there. `None` if the owner does not answer by `until`.
     pub(super) async fn hold(self: &Arc<Self>, blocks: &[Named], until: Instant) -> Option<Held> {
         let place = timeout_at(until, self.places.clone().acquire_owned()).await;
+        let place = place.ok()?.ok()?;
         let (answer, answered) = oneshot::channel();
         let id = {
             let mut open = self.lock();
@@ -81,7 +82,7 @@ impl Asks {
             asks: self.clone(),
             id,
             locations: Vec::new(),
-            _place: place.ok()?.ok()?,
+            _place: place,
         };
         let patience = until.saturating_duration_since(Instant::now());
         let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
