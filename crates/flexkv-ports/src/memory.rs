@@ -1,8 +1,8 @@
 //! Memory that several threads or processes may share: bytes are copied in and out, never borrowed.
 //!
 //! Another process may write a shared mapping at any moment, so no `&[u8]` into it may exist. All
-//! access goes through raw copies here, or through `as_ptr` in adapters that hand addresses to the
-//! kernel. Knows nothing of slots or blocks.
+//! access goes through raw copies here, through the hash of what lies there (`running`), or through
+//! `as_ptr` in adapters that hand addresses to the kernel. Knows nothing of slots or blocks.
 
 mod past_caches;
 mod running;

@@ -1,4 +1,5 @@
-//! One connection of a reader: opened with a handshake, then pieces of batches, two in flight.
+//! One connection of a reader: opened with a handshake, then pieces of batches, one or two in
+//! flight.
 //!
 //! Any error leaves the connection useless; its owner drops it. Verification happens here, window
 //! by window, while the bytes are in cache. Knows nothing of back-off or of other connections.

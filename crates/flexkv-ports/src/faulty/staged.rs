@@ -9,8 +9,8 @@ use std::time::Duration;
 use flexkv_block::{BlockKey, Location};
 use futures_util::future::BoxFuture;
 
-use super::Faults;
 use super::store::pause;
+use super::{Faults, StagedFaults};
 use crate::{
     Eviction, ReadRefusal, ReadSlot, StagedBlock, StagedRead, StagedTier, TierShape, WriteRefusal,
     WriteSlot,
@@ -47,30 +47,33 @@ impl<T: StagedTier> FaultyStagedTier<T> {
     }
 
     fn draw_read(&self) -> Draw<ReadRefusal> {
-        let mut board = self.faults.board();
-        let faults = board.staged.clone();
-        let drawn = [
-            (faults.busy, ReadRefusal::Busy),
-            (faults.stale, ReadRefusal::Stale),
-            (faults.corrupt, ReadRefusal::Corrupt),
-            (faults.failed, ReadRefusal::Failed),
-        ]
-        .map(|(probability, refusal)| board.happens(probability).then_some(refusal));
-        Draw {
-            hang: board.happens(faults.hang),
-            latency: board.delay(&faults.latency),
-            refusal: drawn.into_iter().flatten().next(),
-        }
+        self.draw(|faults| {
+            vec![
+                (faults.busy, ReadRefusal::Busy),
+                (faults.stale, ReadRefusal::Stale),
+                (faults.corrupt, ReadRefusal::Corrupt),
+                (faults.failed, ReadRefusal::Failed),
+            ]
+        })
     }
 
     fn draw_write(&self) -> Draw<WriteRefusal> {
+        self.draw(|faults| {
+            vec![
+                (faults.busy, WriteRefusal::Busy),
+                (faults.failed, WriteRefusal::Failed),
+            ]
+        })
+    }
+
+    /// Draws once for each refusal, so that one that is turned on changes no other; the first counts.
+    fn draw<R>(&self, refusals: impl FnOnce(&StagedFaults) -> Vec<(f64, R)>) -> Draw<R> {
         let mut board = self.faults.board();
         let faults = board.staged.clone();
-        let drawn = [
-            (faults.busy, WriteRefusal::Busy),
-            (faults.failed, WriteRefusal::Failed),
-        ]
-        .map(|(probability, refusal)| board.happens(probability).then_some(refusal));
+        let drawn: Vec<Option<R>> = refusals(&faults)
+            .into_iter()
+            .map(|(probability, refusal)| board.happens(probability).then_some(refusal))
+            .collect();
         Draw {
             hang: board.happens(faults.hang),
             latency: board.delay(&faults.latency),

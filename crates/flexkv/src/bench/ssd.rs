@@ -1,9 +1,9 @@
 //! The SSD tier on a directory, beside fio on the same file system in the same run.
 //!
 //! Blocks are written from and read into an arena, at random places, and what is read is verified, as
-//! always; fio moves as many bytes without looking at them, and reads once more looking at them. As many transfers are in flight at the device as fio
-//! has, and as many again wait, as loads of several prompts do. Then a tier is opened again. Knows
-//! nothing of nodes.
+//! always; fio moves as many bytes without looking at them, and reads once more looking at them. As
+//! many transfers are in flight at the device as fio has, and as many again wait, as loads of several
+//! prompts do. Then a tier is opened again. Knows nothing of nodes.
 
 mod fio;
 mod recovery;
